@@ -95,9 +95,7 @@ def describe(error: BaseException) -> Failure:
     if resource is not None:
         first_line = str(error).strip().partition("\n")[0]
         detail = f": {first_line}" if first_line else ""
-        return Failure(
-            "ResourceError", f"out of {resource}{detail}", _RAN_OUT_HINTS[resource], 7
-        )
+        return Failure("ResourceError", f"out of {resource}{detail}", _RAN_OUT_HINTS[resource], 7)
     if isinstance(error, PermissionError) or (
         isinstance(error, OSError) and error.errno == errno.EROFS
     ):

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,18 +16,15 @@ from valkyrie_cli import errors, render
 from valkyrie_core import __version__
 from valkyrie_core.errors import RecipeError
 
-if TYPE_CHECKING:
-    from typer import Context
-
 
 class Group(TyperGroup):
     """Commands in the order of their registration; nothing of Typer's own exception handling."""
 
-    def list_commands(self, ctx: Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """The commands as registered."""
         return list(self.commands)
 
-    def invoke(self, ctx: Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Runs the command. Typer turns these exceptions into codes that mean less than ours."""
         try:
             return super().invoke(ctx)

@@ -1,15 +1,23 @@
-"""The menu of mixers, and the block and stack that run them (filled in below)."""
+"""The menu of mixers, and the block and the stack that run them.
+
+Shapes: B batch, T time, D model.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Discriminator, Field, model_validator
+from torch import Tensor, nn
 
 from valkyrie_core.config import Config
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
+from valkyrie_core.nn.state import Ctx, Mixer
+
+Norm = Literal["layer_norm", "rms_norm"]
 
 TokenMixer = Annotated[AttentionConfig | RWKV7Config, Discriminator("type")]
 ChannelMixer = Annotated[SwiGLUConfig | ChannelMixConfig, Discriminator("type")]
@@ -50,3 +58,85 @@ class StackConfig(Config):
     def layers(self) -> tuple[str, ...]:
         """The name of every layer's block, first layer first."""
         return self.pattern * self.repeat
+
+    def build(self, dim: int, norm: Norm) -> Stack:
+        """The module this section describes."""
+        return Stack(dim, self, norm)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(
+        self, dim: int, config: BlockConfig, norm: Norm, *, layer_idx: int, num_layers: int
+    ) -> None:
+        super().__init__()
+        self.mixer_norm = build_norm(norm, dim)
+        self.mixer = config.mixer.build(dim, layer_idx=layer_idx, num_layers=num_layers)
+        self.ffn_norm = build_norm(norm, dim)
+        self.ffn = config.ffn.build(dim, layer_idx=layer_idx, num_layers=num_layers)
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Any, Any]:
+        """The states of the two mixers."""
+        return (
+            self.mixer.init_state(batch_size, device=device, dtype=dtype),
+            self.ffn.init_state(batch_size, device=device, dtype=dtype),
+        )
+
+    def forward(
+        self, x_BTD: Tensor, state: tuple[Any, Any], ctx: Ctx
+    ) -> tuple[Tensor, tuple[Any, Any], Ctx]:
+        """One residual block."""
+        y_BTD, mixer_state, ctx = self.mixer(self.mixer_norm(x_BTD), state[0], ctx)
+        x_BTD = x_BTD + y_BTD
+        y_BTD, ffn_state, ctx = self.ffn(self.ffn_norm(x_BTD), state[1], ctx)
+        return x_BTD + y_BTD, (mixer_state, ffn_state), ctx
+
+
+class Stack(nn.Module):
+    """Blocks one after the other."""
+
+    def __init__(self, dim: int, config: StackConfig, norm: Norm) -> None:
+        super().__init__()
+        names = config.layers
+        self.layers = nn.ModuleList(
+            Block(dim, config.blocks[name], norm, layer_idx=i, num_layers=len(names))
+            for i, name in enumerate(names)
+        )
+        self.mixer_types = [
+            (config.blocks[name].mixer.type, config.blocks[name].ffn.type) for name in names
+        ]
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Any, ...]:
+        """The states of all layers."""
+        return tuple(
+            layer.init_state(batch_size, device=device, dtype=dtype) for layer in self.layers
+        )
+
+    def forward(
+        self, x_BTD: Tensor, state: tuple[Any, ...], ctx: Ctx
+    ) -> tuple[Tensor, tuple[Any, ...], Ctx]:
+        """Runs every layer once."""
+        states = []
+        for layer, layer_state in zip(self.layers, state, strict=True):
+            x_BTD, layer_state, ctx = layer(x_BTD, layer_state, ctx)
+            states.append(layer_state)
+        return x_BTD, tuple(states), ctx
+
+    def flops_per_token(self, context_len: int) -> dict[str, int]:
+        """Forward operations per token, by type of mixer."""
+        flops: dict[str, int] = {}
+        for layer, types in zip(self.layers, self.mixer_types, strict=True):
+            for mixer, kind in zip((layer.mixer, layer.ffn), types, strict=True):
+                part: Mixer = mixer
+                flops[kind] = flops.get(kind, 0) + part.flops_per_token(context_len)
+        return flops
+
+
+def build_norm(norm: Norm, dim: int) -> nn.Module:
+    """LayerNorm with bias, or RMSNorm."""
+    return nn.LayerNorm(dim) if norm == "layer_norm" else nn.RMSNorm(dim, eps=1e-6)

@@ -1,14 +1,36 @@
-"""HybridLM: embedding, core, head (filled in below)."""
+"""HybridLM: embedding, core, head.
+
+| part | initial weights |
+|---|---|
+| embedding | uniform +-1e-4 (a norm follows it) |
+| head | orthogonal, gain 0.5 sqrt(V / D) where V > D, else 0.5 |
+| mixers' input matrices | orthogonal, gain 1 (RWKV-7 key: 0.1) |
+| mixers' output matrices | zero |
+| RWKV-7 vectors and low-rank maps | the author's table, in `nn/rwkv.py` |
+
+Shapes: B batch, T time, D model, V vocabulary, R rows of a chunk.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from valkyrie_core.config import Config
-from valkyrie_core.nn.block import StackConfig
+from valkyrie_core.nn.block import Norm, StackConfig, build_norm
 from valkyrie_core.nn.rwkv import RWKV7Config
+from valkyrie_core.nn.state import NO_DOCUMENT, Ctx, LMState, enter
+
+LOGITS_AT_ONCE = 1 << 22
+"""Logits of a chunk of the loss: 16 MiB in fp32, whatever the vocabulary."""
+IGNORED = -100
+"""The target that is not scored."""
 
 
 class HybridLMConfig(Config):
@@ -18,7 +40,7 @@ class HybridLMConfig(Config):
     """Number of token ids; a recipe leaves it out and takes the tokenizer's."""
     dim: int = Field(ge=4)
     """Width of the residual stream."""
-    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm: Norm = "layer_norm"
     """The normalisation before every mixer; RWKV-7 uses layer_norm."""
     head: Literal["linear", "tied"] = "linear"
     """The output layer: a matrix of its own, or the embedding's."""
@@ -45,3 +67,127 @@ class HybridLMConfig(Config):
                     f"num_heads ({mixer.num_heads})"
                 )
         return self
+
+
+class LMOutput(NamedTuple):
+    """What a forward pass gives back."""
+
+    logits_BTV: Tensor
+    state: LMState
+    aux: dict[str, Tensor]
+    """Auxiliary losses by name, already weighted."""
+
+
+class HybridLM(nn.Module):
+    """A causal language model over blocks of any mixers.
+
+    Weights are drawn from torch's global generator: seed it first. The state is a value: pass the
+    returned one on to continue, keep the old one to fork.
+    """
+
+    def __init__(self, config: HybridLMConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("vocab_size is not set; a recipe takes it from its tokenizer")
+        self.config = config
+        V, D = config.vocab_size, config.dim
+        self.embedding = nn.Embedding(V, D)
+        self.embedding_norm = build_norm(config.norm, D)
+        self.core = config.core.build(D, config.norm)
+        self.head_norm = build_norm(config.norm, D)
+        nn.init.uniform_(self.embedding.weight, -1e-4, 1e-4)
+        self.head = nn.Linear(D, V, bias=False)
+        if config.head == "tied":
+            # the norm after the embedding makes its scale free, so the head's scale is right
+            self.head.weight = self.embedding.weight
+        nn.init.orthogonal_(self.head.weight, gain=0.5 * math.sqrt(max(1.0, V / D)))
+
+    def init_state(self, batch_size: int) -> LMState:
+        """The state before any token, on the model's device."""
+        weight = self.embedding.weight
+        counter = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        layers = self.core.init_state(batch_size, device=weight.device, dtype=weight.dtype)
+        return LMState(layers, counter + NO_DOCUMENT, counter, counter)
+
+    def forward(self, tokens_BT: Tensor, state: LMState, doc_BT: Tensor | None = None) -> LMOutput:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens_BT: token ids; what stands at padding does not matter.
+            state: from `init_state` or an earlier call.
+            doc_BT: document ids. Position 0 continues the state's document if the id is the same,
+                else it starts fresh; -1 is padding and changes nothing. None: all tokens continue
+                the state's document.
+        """
+        x_BTD, state, ctx = self._hidden(tokens_BT, state, doc_BT)
+        return LMOutput(self.head(x_BTD), state, dict(ctx.aux))
+
+    def loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        state: LMState,
+        doc_BT: Tensor | None = None,
+    ) -> tuple[Tensor, LMState, dict[str, Tensor]]:
+        """Mean cross-entropy in nats over the scored targets (-100 is not), plus auxiliary losses.
+
+        The logits are made and consumed in chunks, never held all at once.
+        """
+        x_BTD, state, ctx = self._hidden(tokens_BT, state, doc_BT)
+        nats = self._cross_entropy(x_BTD, targets_BT).sum()
+        loss = nats / (targets_BT != IGNORED).sum().clamp(min=1)
+        for _, value in ctx.aux:
+            loss = loss + value
+        return loss, state, dict(ctx.aux)
+
+    def token_losses(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        state: LMState,
+        doc_BT: Tensor | None = None,
+    ) -> tuple[Tensor, LMState]:
+        """[B, T] cross-entropy in nats of every target, 0 where it is not scored."""
+        x_BTD, state, _ = self._hidden(tokens_BT, state, doc_BT)
+        return self._cross_entropy(x_BTD, targets_BT).view(targets_BT.shape), state
+
+    def flops_per_token(self, context_len: int) -> dict[str, int]:
+        """Forward operations per token by part; a training step costs three times as much."""
+        return {
+            **self.core.flops_per_token(context_len),
+            "head": 2 * self.head.weight.numel(),
+        }
+
+    def num_parameters(self) -> int:
+        """Parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _hidden(
+        self, tokens_BT: Tensor, state: LMState, doc_BT: Tensor | None
+    ) -> tuple[Tensor, LMState, Ctx]:
+        ctx, moved = enter(state, tokens_BT, doc_BT)
+        x_BTD = self.embedding_norm(self.embedding(tokens_BT))
+        x_BTD, layers, ctx = self.core(x_BTD, state.layers, ctx)
+        return self.head_norm(x_BTD), moved._replace(layers=layers), ctx
+
+    def _cross_entropy(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        x_RD, targets_R = x_BTD.flatten(0, 1), targets_BT.flatten()
+        rows = max(1, LOGITS_AT_ONCE // self.head.out_features)
+        if x_RD.shape[0] <= rows:
+            return self._chunk_cross_entropy(x_RD, targets_R)
+        pieces = []
+        for start in range(0, x_RD.shape[0], rows):
+            piece = (x_RD[start : start + rows], targets_R[start : start + rows])
+            if torch.is_grad_enabled():
+                # the backward pass makes the chunk's logits again
+                pieces.append(checkpoint(self._chunk_cross_entropy, *piece, use_reentrant=False))
+            else:
+                pieces.append(self._chunk_cross_entropy(*piece))
+        return torch.cat(pieces)
+
+    def _chunk_cross_entropy(self, x_RD: Tensor, targets_R: Tensor) -> Tensor:
+        logits_RV = self.head(x_RD)
+        precise = torch.promote_types(logits_RV.dtype, torch.float32)
+        return F.cross_entropy(
+            logits_RV.to(precise), targets_R, ignore_index=IGNORED, reduction="none"
+        )

@@ -1,12 +1,30 @@
-"""RWKV-7 time mix and channel mix (filled in below)."""
+"""RWKV-7 time mix and channel mix, as their author trains them (Peng et al. 2025, arXiv 2503.14456).
+
+The layer is its formulas, its initialisation and its parameter groups together: none of the three
+works as well without the others. Parameters keep the author's names (x_r, w0, ...), so that a
+checkpoint maps one to one; see `nn/rwkv_checkpoint.py`.
+
+Shapes: B batch, T time, D model, N heads, H head width, R rank.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from valkyrie_core.config import Config
+from valkyrie_core.kernels import wkv7
+from valkyrie_core.nn.layers import Role
+from valkyrie_core.nn.state import Ctx, shift
+
+DECAY_SCALE = math.exp(-0.5)
+"""log_decay = -exp(-0.5) * sigmoid(w): between -0.6066 and 0."""
+GROUP_NORM_EPS = 64e-5
 
 
 class RWKV7Config(Config):
@@ -24,6 +42,10 @@ class RWKV7Config(Config):
     gate_rank: int | None = Field(default=None, ge=1)
     """Rank of the output gate's map; left out, the author's rule."""
 
+    def build(self, dim: int, *, layer_idx: int, num_layers: int) -> RWKV7:
+        """The module this section describes."""
+        return RWKV7(dim, self, layer_idx=layer_idx, num_layers=num_layers)
+
 
 class ChannelMixConfig(Config):
     """RWKV-7 channel mix: token shift, then a squared-ReLU two-layer network."""
@@ -31,3 +53,178 @@ class ChannelMixConfig(Config):
     type: Literal["channel_mix"] = "channel_mix"
     hidden_dim: int | None = Field(default=None, ge=1)
     """Width of the hidden layer; left out, 4 x dim."""
+
+    def build(self, dim: int, *, layer_idx: int, num_layers: int) -> ChannelMix:
+        """The module this section describes."""
+        return ChannelMix(
+            dim, self.hidden_dim or 4 * dim, layer_idx=layer_idx, num_layers=num_layers
+        )
+
+
+class TimeMixState(NamedTuple):
+    """What a time mix remembers: the last token and the matrix state, whatever was read."""
+
+    shift_BD: Tensor
+    wkv_BNHH: Tensor
+    """[value, key], always fp32 (fp64 in an fp64 model)."""
+
+
+def low_rank(dim: int, factor: float) -> int:
+    """The author's ranks: factor * sqrt(dim), a multiple of 32; 8 or 16 for his small models.
+
+    Below 129 channels the rule would make the low-rank maps half of the layer.
+    """
+    if dim <= 128:
+        return 8 if dim <= 64 else 16
+    return max(32, round(factor * math.sqrt(dim) / 32) * 32)
+
+
+class RWKV7(nn.Module):
+    """The time mix; O(T) in time, its state constant in T."""
+
+    roles: ClassVar[dict[str, Role]] = {
+        "w0": "decay",
+        **dict.fromkeys(("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2"), "low_rank"),
+    }
+
+    def __init__(self, dim: int, config: RWKV7Config, *, layer_idx: int, num_layers: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.num_heads = dim // config.head_dim
+        self.receptance = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
+        nn.init.orthogonal_(self.receptance.weight)
+        nn.init.orthogonal_(self.key.weight, gain=0.1)
+        nn.init.orthogonal_(self.value.weight)
+        nn.init.zeros_(self.output.weight)
+        self._init_vectors(dim, layer_idx, num_layers)
+        rate = config.rate_rank or low_rank(dim, 2.5)
+        self.w1, self.w2 = _factors(dim, config.decay_rank or low_rank(dim, 2.5))
+        self.a1, self.a2 = _factors(dim, rate)
+        if layer_idx > 0:
+            self.v1, self.v2 = _factors(dim, config.value_rank or low_rank(dim, 1.7))
+        self.g1, self.g2 = _factors(dim, config.gate_rank or low_rank(dim, 5.0))
+
+    def _init_vectors(self, dim: int, layer_idx: int, num_layers: int) -> None:
+        # a single layer counts as the first of many
+        depth = layer_idx / (num_layers - 1) if num_layers > 1 else 0.0
+        rest = 1.0 - layer_idx / num_layers
+        channel = torch.arange(dim) / dim
+        linear = torch.arange(dim) / (dim - 1) - 0.5
+        inside = (torch.arange(dim) % self.head_dim - (self.head_dim - 1) / 2) / (
+            (self.head_dim - 1) / 2
+        )
+        zigzag = inside * inside.abs()
+
+        def mix(power: float) -> nn.Parameter:
+            return nn.Parameter(1.0 - channel.pow(power * rest))
+
+        self.x_r, self.x_w, self.x_k = mix(0.2), mix(0.9), mix(0.7)
+        self.x_v, self.x_a, self.x_g = mix(0.7), mix(0.9), mix(0.2)
+        speed = -6 + 6 * (torch.arange(dim) / (dim - 1)).pow(1 + depth**0.3)
+        self.w0 = nn.Parameter(speed + 0.5 + 2.5 * zigzag)
+        self.a0 = nn.Parameter(-0.19 + 0.3 * zigzag + 0.4 * linear)
+        if layer_idx > 0:
+            self.v0 = nn.Parameter(0.73 - 0.4 * linear)
+        self.k_k = nn.Parameter(0.71 - 0.1 * linear)
+        self.k_a = nn.Parameter(torch.full((dim,), 1.02))
+        self.r_k = nn.Parameter(torch.full((self.num_heads, self.head_dim), -0.04))
+        gain = ((1 + layer_idx) / num_layers) ** 0.7
+        self.ln_x_weight = nn.Parameter(torch.full((dim,), gain))
+        self.ln_x_bias = nn.Parameter(torch.zeros(dim))
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device, dtype: torch.dtype
+    ) -> TimeMixState:
+        """Nothing read yet: zeros."""
+        N, H = self.num_heads, self.head_dim
+        wkv_dtype = torch.promote_types(dtype, torch.float32)
+        return TimeMixState(
+            torch.zeros(batch_size, N * H, device=device, dtype=dtype),
+            torch.zeros(batch_size, N, H, H, device=device, dtype=wkv_dtype),
+        )
+
+    def forward(
+        self, x_BTD: Tensor, state: TimeMixState, ctx: Ctx
+    ) -> tuple[Tensor, TimeMixState, Ctx]:
+        """Reads a window; the first RWKV-7 layer leaves its values in ctx for the later ones."""
+        B, T, D = x_BTD.shape
+        shifted_BTD, last_BD = shift(x_BTD, state.shift_BD, ctx)
+        xx = shifted_BTD - x_BTD
+        mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
+        xr, xw, xk, xv, xa, xg = (torch.addcmul(x_BTD, xx, mix) for mix in mixes)
+        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
+        log_decay = -DECAY_SCALE * torch.sigmoid(self.w0 + (xw @ self.w1).tanh() @ self.w2)
+        rate = torch.sigmoid(self.a0 + xa @ self.a1 @ self.a2)
+        gate = torch.sigmoid(xg @ self.g1) @ self.g2
+        if ctx.v_first_BTD is None:
+            ctx = ctx._replace(v_first_BTD=v)
+        elif hasattr(self, "v0"):
+            v = v + (ctx.v_first_BTD - v) * torch.sigmoid(self.v0 + xv @ self.v1 @ self.v2)
+        kk = F.normalize(self._heads(k * self.k_k), dim=-1)
+        k = k * (1 + (rate - 1) * self.k_a)
+        r, log_decay, k, v, rate = (self._heads(x) for x in (r, log_decay, k, v, rate))
+        wkv_BNHH = state.wkv_BNHH
+        if ctx.fresh_BT is not None:
+            wkv_BNHH = wkv_BNHH.masked_fill(self._restarts(ctx), 0)
+        y, wkv_BNHH = wkv7(r, log_decay, k, v, -kk, kk * rate, wkv_BNHH, ctx.doc_BT)
+        y = F.layer_norm(y, (self.head_dim,), eps=GROUP_NORM_EPS).reshape(B, T, D)
+        y = y * self.ln_x_weight + self.ln_x_bias
+        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v
+        y = self.output((y + bonus.reshape(B, T, D)) * gate)
+        return y, TimeMixState(last_BD, wkv_BNHH), ctx
+
+    def flops_per_token(self, context_len: int) -> int:
+        """Forward operations per token: matrices, low-rank maps and the recurrence."""
+        matrices = sum(p.numel() for p in self.parameters() if p.dim() == 2) - self.r_k.numel()
+        # per state element: decay 1, S a 2, rank-1 updates 4, S r 2
+        return 2 * matrices + 9 * self.num_heads * self.head_dim**2
+
+    def _heads(self, x_BTD: Tensor) -> Tensor:
+        B, T, _ = x_BTD.shape
+        return x_BTD.view(B, T, self.num_heads, self.head_dim)
+
+    @staticmethod
+    def _restarts(ctx: Ctx) -> Tensor:
+        """[B, 1, 1, 1]: rows whose first real token starts a document."""
+        assert ctx.fresh_BT is not None
+        if ctx.valid_BT is None:
+            return ctx.fresh_BT[:, 0, None, None, None]
+        first_B1 = ctx.valid_BT.int().argmax(dim=1, keepdim=True)
+        return ctx.fresh_BT.gather(1, first_B1)[:, :, None, None]
+
+
+def _factors(dim: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A low-rank map [D, R] @ [R, D] that starts at zero."""
+    return nn.Parameter(torch.zeros(dim, rank)), nn.Parameter(
+        nn.init.orthogonal_(torch.empty(rank, dim), gain=0.1)
+    )
+
+
+class ChannelMix(nn.Module):
+    """y = W_value relu(W_key (x + (shift(x) - x) * x_k))^2; its state is the last token."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, layer_idx: int, num_layers: int) -> None:
+        super().__init__()
+        rest = 1.0 - layer_idx / num_layers
+        self.x_k = nn.Parameter(1.0 - (torch.arange(dim) / dim).pow(rest**4))
+        self.key = nn.Linear(dim, hidden_dim, bias=False)
+        self.value = nn.Linear(hidden_dim, dim, bias=False)
+        nn.init.orthogonal_(self.key.weight)
+        nn.init.zeros_(self.value.weight)
+
+    def init_state(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Nothing read yet: zeros [B, D]."""
+        return torch.zeros(batch_size, self.x_k.shape[0], device=device, dtype=dtype)
+
+    def forward(self, x_BTD: Tensor, state: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor, Ctx]:
+        """Mixes each token with the one before it, then acts on every position by itself."""
+        shifted_BTD, last_BD = shift(x_BTD, state, ctx)
+        hidden = self.key(torch.addcmul(x_BTD, shifted_BTD - x_BTD, self.x_k))
+        return self.value(torch.relu(hidden).square()), last_BD, ctx
+
+    def flops_per_token(self, context_len: int) -> int:
+        """Forward operations per token."""
+        return 2 * (self.key.weight.numel() + self.value.weight.numel())

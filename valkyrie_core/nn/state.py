@@ -1,0 +1,149 @@
+"""The values that move: State along time, Ctx along depth. Nothing here is ever mutated.
+
+Shapes: B batch, T time, D model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+NO_DOCUMENT = -2
+"""The document id of a state that has seen nothing (-1 is padding)."""
+
+Value = TypeVar("Value")
+
+
+class LMState(NamedTuple):
+    """Everything a model carries from one token to the next; keeping an old one is a fork."""
+
+    layers: tuple[Any, ...]
+    """One (token mixer state, channel mixer state) per layer."""
+    doc_B: Tensor
+    """The id of each row's present document."""
+    pos_B: Tensor
+    """How many tokens of it have been read."""
+    segment_B: Tensor
+    """How many documents have been started; tells equal ids apart that are not contiguous."""
+
+
+class Ctx(NamedTuple):
+    """What the layers of one forward pass share, deeper layers seeing what earlier ones added."""
+
+    pos_BT: Tensor
+    """The position of each token in its document."""
+    segment_BT: Tensor
+    """Tokens see each other only where this is equal."""
+    doc_BT: Tensor | None = None
+    """Document ids; None: no boundary and no padding in this window."""
+    fresh_BT: Tensor | None = None
+    """Which tokens start a document; None as above."""
+    valid_BT: Tensor | None = None
+    """Which tokens are no padding; None: all."""
+    latest_BT: Tensor | None = None
+    """1 + the index of the last real token before each position (0: the state's); with padding."""
+    v_first_BTD: Tensor | None = None
+    """The values of the first RWKV-7 layer."""
+    aux: tuple[tuple[str, Tensor], ...] = ()
+    """Auxiliary losses so far, already weighted."""
+
+
+class Mixer(Protocol):
+    """A token or channel mixer: x [B, T, D] in, y [B, T, D] out, values all through."""
+
+    def init_state(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """The state before any token."""
+        ...
+
+    def __call__(self, x_BTD: Tensor, state: Any, ctx: Ctx) -> tuple[Tensor, Any, Ctx]:
+        """Mixes one window of tokens."""
+        ...
+
+    def flops_per_token(self, context_len: int) -> int:
+        """Forward floating-point operations per token at this context length."""
+        ...
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Value) -> Value:
+    """Applies `change` to every tensor of a nested tuple; other leaves stay."""
+    if isinstance(value, Tensor):
+        return change(value)  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        items = (map_tensors(change, item) for item in value)
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items)  # type: ignore[return-value]
+    return value
+
+
+def detach(state: Value) -> Value:
+    """The same state without its autograd history."""
+    return map_tensors(Tensor.detach, state)
+
+
+def num_bytes(state: Any) -> int:
+    """Bytes of memory that the tensors of a state hold."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, tuple):
+        return sum(num_bytes(item) for item in state)
+    return 0
+
+
+def enter(state: LMState, tokens_BT: Tensor, doc_BT: Tensor | None) -> tuple[Ctx, LMState]:
+    """The context of a window, and the state with its counters moved past it.
+
+    Position 0 continues the state's document where the id is the same, else it starts fresh.
+    """
+    B, T = tokens_BT.shape
+    steps_T = torch.arange(T, device=tokens_BT.device)
+    if doc_BT is None:
+        ctx = Ctx(
+            pos_BT=state.pos_B[:, None] + steps_T, segment_BT=state.segment_B[:, None].expand(B, T)
+        )
+        return ctx, state._replace(pos_B=state.pos_B + T)
+    valid_BT = doc_BT >= 0
+    padded = not bool(valid_BT.all())
+    latest_BT = torch.where(valid_BT, steps_T, -1).cummax(dim=1).values
+    own_BT = doc_BT.gather(1, latest_BT.clamp(min=0))
+    filled_BT = torch.where(latest_BT >= 0, own_BT, state.doc_B[:, None])
+    before_BT = torch.cat([state.doc_B[:, None], filled_BT[:, :-1]], dim=1)
+    fresh_BT = valid_BT & (filled_BT != before_BT)
+    count_BT = valid_BT.cumsum(1)
+    base_BT = torch.where(fresh_BT, count_BT - 1, -state.pos_B[:, None]).cummax(dim=1).values
+    pos_BT = count_BT - 1 - base_BT
+    segment_BT = state.segment_B[:, None] + fresh_BT.cumsum(1)
+    ctx = Ctx(
+        pos_BT=pos_BT.clamp(min=0),
+        segment_BT=segment_BT,
+        doc_BT=doc_BT,
+        fresh_BT=fresh_BT,
+        valid_BT=valid_BT if padded else None,
+        latest_BT=torch.nn.functional.pad(latest_BT[:, :-1] + 1, (1, 0)) if padded else None,
+    )
+    moved = state._replace(
+        doc_B=filled_BT[:, -1], pos_B=pos_BT[:, -1] + 1, segment_B=segment_BT[:, -1]
+    )
+    return ctx, moved
+
+
+def shift(x_BTD: Tensor, last_BD: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:
+    """The previous token of the same document at every position (zero at its start).
+
+    Returns the shifted window and the last real token, which the next window continues from.
+    """
+    known_BTD = torch.cat([last_BD[:, None].to(x_BTD.dtype), x_BTD], dim=1)
+    T = x_BTD.shape[1]
+    if ctx.latest_BT is None or ctx.valid_BT is None:
+        previous_BTD, new_last_BD = known_BTD[:, :T], known_BTD[:, T]
+    else:
+        rows_B1 = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None]
+        previous_BTD = known_BTD[rows_B1, ctx.latest_BT]
+        end_B = torch.where(ctx.valid_BT[:, -1], T, ctx.latest_BT[:, -1])
+        new_last_BD = known_BTD[rows_B1[:, 0], end_B]
+    if ctx.fresh_BT is not None:
+        previous_BTD = previous_BTD.masked_fill(ctx.fresh_BT[..., None], 0)
+    return previous_BTD, new_last_BD

@@ -1,0 +1,362 @@
+"""What every command answers: the shape of its JSON object, and of report.json in a run.
+
+Numbers that could not be measured are None, never NaN. A field is only ever added; what a number
+means does not change under the same schema.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Report(BaseModel):
+    """The result of one command; `schema` names the command and the version of its shape."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        serialize_by_alias=True,
+        ser_json_inf_nan="null",
+    )
+
+
+class Part(BaseModel):
+    """A part of a report."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="null"
+    )
+
+
+class SplitCounts(Part):
+    """How much text one split of a corpus holds."""
+
+    documents: int
+    """Documents."""
+    tokens: int
+    """Tokens, with one document marker per document."""
+    bytes: int
+    """UTF-8 bytes of the text."""
+    bytes_per_token: float | None
+    """How much text one token stands for."""
+
+
+class CorpusCounts(Part):
+    """What became of one corpus."""
+
+    train: SplitCounts
+    """What is trained on."""
+    validation: SplitCounts
+    """What is held out."""
+    dropped: dict[str, int] = {}
+    """Documents that were left out, by reason."""
+    truncated: int = 0
+    """Documents that were cut."""
+
+
+class TrainReport(Report):
+    """What a training run did; also report.json in its directory."""
+
+    schema_: Literal["valkyrie.train/1"] = Field(default="valkyrie.train/1", alias="schema")
+    run: str
+    """The run's name."""
+    directory: str
+    """The run's directory."""
+    steps: int
+    """Optimizer steps done, all sittings together."""
+    total_steps: int
+    """The horizon of the schedule."""
+    finished: bool
+    """Whether all steps are done."""
+    tokens_seen: int
+    """Training tokens read, all sittings together."""
+    seconds: float
+    """Seconds of training (validation and checkpoints left out), all sittings together."""
+    tokens_per_second: float | None
+    """Training tokens per second of training."""
+    train_loss: float | None
+    """Mean loss of the last logged steps, in nats per token."""
+    val_bpb: float | None
+    """Validation bits per byte at the end, all corpora's bytes together."""
+    val_bpb_by_corpus: dict[str, float] = {}
+    """Validation bits per byte at the end, by corpus."""
+    best_val_bpb: float | None = None
+    """The best validation of the run."""
+    best_step: int | None = None
+    """The step of the best validation."""
+    parameters: int
+    """Trainable parameters."""
+    device: str
+    """Where it ran."""
+    precision: str
+    """What the matrix products were computed in."""
+    threads: int
+    """Processor threads."""
+    kernels: dict[str, str] = {}
+    """Which implementation computed what."""
+    mfu: float | None = None
+    """Model FLOPs per second as a share of this machine's measured matmul peak."""
+    peak_flops: float | None = None
+    """The measured matmul peak, in FLOP per second."""
+    checkpoint: str | None = None
+    """The newest checkpoint."""
+    data_fingerprint: str | None = None
+    """Identifies the packed data."""
+    corpora: dict[str, CorpusCounts] = {}
+    """Counts of the data, by corpus."""
+
+
+class CorpusScore(Part):
+    """How well a model predicts one validation corpus."""
+
+    bpb: float
+    """Bits per UTF-8 byte of the scored text; lower is better."""
+    tokens: int
+    """Scored tokens."""
+    bytes: int
+    """UTF-8 bytes of the scored text."""
+    documents: int
+    """Validation documents."""
+    baselines: dict[str, float | None]
+    """Bits per byte of what needs no model: uniform, unigram, xz (given the training text)."""
+
+
+class EvalReport(Report):
+    """Bits per byte on every validation corpus, with baselines."""
+
+    schema_: Literal["valkyrie.eval/1"] = Field(default="valkyrie.eval/1", alias="schema")
+    run: str
+    """The run's name."""
+    step: int
+    """The step of the checkpoint that was read."""
+    parameters: int
+    """Parameters of the model."""
+    context_len: int
+    """Tokens that are read at a time; the state is carried on from window to window."""
+    seconds: float
+    """How long the evaluation took."""
+    corpora: dict[str, CorpusScore]
+    """The scores, by corpus."""
+
+
+class Sampling(Part):
+    """How tokens were drawn."""
+
+    temperature: float
+    """0: always the most likely token."""
+    top_p: float
+    """Only the most likely tokens that together have this probability."""
+    top_k: int | None
+    """Only this many of the most likely tokens."""
+    repetition_penalty: float
+    """Divides the logits of tokens that occurred; 1: off."""
+    seed: int
+    """Fixes the draw."""
+    max_tokens: int
+    """The longest answer."""
+
+
+class GenerateReport(Report):
+    """One continuation."""
+
+    schema_: Literal["valkyrie.generate/1"] = Field(default="valkyrie.generate/1", alias="schema")
+    run: str
+    """The run's name."""
+    step: int
+    """The step of the checkpoint."""
+    prompt: str
+    """What was continued."""
+    text: str
+    """The continuation."""
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    tokens: int
+    """Tokens of the continuation."""
+    stopped_by: Literal["end", "max_tokens", "interrupt"]
+    """end: the model ended the document."""
+    seconds: float
+    """Seconds for prompt and continuation."""
+    tokens_per_second: float | None
+    """Tokens of the continuation per second."""
+    sampling: Sampling
+    """How tokens were drawn."""
+
+
+class ChatTurn(Part):
+    """One message and its answer."""
+
+    message: str
+    """What was said."""
+    answer: str
+    """What the model answered."""
+    prompt_tokens: int
+    """New tokens that the turn fed to the model: the message, not the history."""
+    tokens: int
+    """Tokens of the answer."""
+    seconds: float
+    """How long the turn took."""
+
+
+class ChatReport(Report):
+    """A conversation from piped input."""
+
+    schema_: Literal["valkyrie.chat/1"] = Field(default="valkyrie.chat/1", alias="schema")
+    run: str
+    """The run's name."""
+    step: int
+    """The step of the checkpoint."""
+    answer: str
+    """The last answer."""
+    tokens: int
+    """Tokens of all answers."""
+    prompt_tokens: int
+    """Tokens of all messages."""
+    seconds: float
+    """How long all turns took."""
+    turns: list[ChatTurn]
+    """All turns."""
+    sampling: Sampling
+    """How tokens were drawn."""
+
+
+class Check(Part):
+    """One line of `valkyrie doctor`."""
+
+    name: str
+    """What was looked at."""
+    status: Literal["ok", "warn", "fail"]
+    """warn: something optional is missing or slow; fail: training can't work."""
+    value: str
+    """What was found."""
+    hint: str | None = None
+    """What to do about it."""
+
+
+class DoctorReport(Report):
+    """What this machine can do and what is missing for what."""
+
+    schema_: Literal["valkyrie.doctor/1"] = Field(default="valkyrie.doctor/1", alias="schema")
+    ok: bool
+    """No check failed."""
+    environment: dict[str, Any]
+    """Versions, device, threads, precision, measured peaks."""
+    checks: list[Check]
+    """All checks."""
+
+
+class RunSummary(Part):
+    """One run in a list."""
+
+    run: str
+    """The run's name."""
+    directory: str
+    """Its directory."""
+    state: Literal["finished", "stopped", "running", "broken"]
+    """stopped: it can be resumed; broken: no checkpoint or no readable recipe."""
+    steps: int | None
+    """The step of the newest checkpoint."""
+    total_steps: int | None
+    """The horizon of the schedule."""
+    val_bpb: float | None
+    """Validation bits per byte of the newest validation."""
+    train_loss: float | None
+    """The newest training loss, in nats per token."""
+    modified: str
+    """When its newest checkpoint was written (ISO 8601, local time)."""
+    bytes: int
+    """Size on disk."""
+    description: str = ""
+    """The recipe's description."""
+
+
+class RunsListReport(Report):
+    """All runs of a folder, newest first."""
+
+    schema_: Literal["valkyrie.runs.list/1"] = Field(default="valkyrie.runs.list/1", alias="schema")
+    runs_dir: str
+    """The folder that was read."""
+    runs: list[RunSummary]
+    """Its runs."""
+
+
+class RunsShowReport(Report):
+    """Everything a run's directory says."""
+
+    schema_: Literal["valkyrie.runs.show/1"] = Field(default="valkyrie.runs.show/1", alias="schema")
+    summary: RunSummary
+    """The line of `runs list`."""
+    checkpoints: list[int]
+    """The steps of its checkpoints."""
+    files: dict[str, int]
+    """Its other files, with their sizes in bytes."""
+    recipe: dict[str, Any] | None
+    """The resolved recipe."""
+    environment: dict[str, Any] | None
+    """Versions and machine of the training."""
+    report: dict[str, Any] | None
+    """report.json, once training ended."""
+    validations: list[dict[str, Any]]
+    """The validation rows of metrics.jsonl."""
+
+
+class TokenizerBuildReport(Report):
+    """A tokenizer that was built."""
+
+    schema_: Literal["valkyrie.tokenizer.build/1"] = Field(
+        default="valkyrie.tokenizer.build/1", alias="schema"
+    )
+    directory: str
+    """Where it was written."""
+    kind: str
+    """Its type."""
+    vocab_size: int
+    """Number of token ids."""
+    fingerprint: str
+    """sha256 of what it is."""
+    documents: int
+    """Training documents that were there to read."""
+    seconds: float
+    """How long it took."""
+
+
+class TokenizerScore(Part):
+    """How a tokenizer does on one corpus."""
+
+    documents: int
+    """Documents."""
+    bytes: int
+    """UTF-8 bytes."""
+    tokens: int
+    """Tokens."""
+    bytes_per_token: float | None
+    """How much text one token stands for."""
+    round_trips: int
+    """Documents that come back exactly."""
+
+
+class TokenizerEvalReport(Report):
+    """What a tokenizer does to text, and what it costs."""
+
+    schema_: Literal["valkyrie.tokenizer.eval/1"] = Field(
+        default="valkyrie.tokenizer.eval/1", alias="schema"
+    )
+    kind: str
+    """Its type."""
+    vocab_size: int
+    """Number of token ids."""
+    fingerprint: str
+    """sha256 of what it is."""
+    corpora: dict[str, TokenizerScore]
+    """Scores by corpus, training and validation text together."""
+    hostile: dict[str, bool]
+    """Exact round trip of hostile texts, by name."""
+    exact: bool
+    """Everything came back exactly."""
+    embedding_parameters: int
+    """Parameters of embedding and head in the recipe's model."""
+    parameters_share: float | None
+    """Their share of all parameters."""

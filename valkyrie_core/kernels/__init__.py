@@ -39,9 +39,9 @@ def wkv7(
         raise ValueError(f"log_decay below {LOWEST_LOG_DECAY} would overflow the chunked form")
     with torch.autocast(r.device.type, enabled=False):
         if r.shape[1] == 1 and not torch.is_grad_enabled():
-            floats = (x.float() if x.dtype != torch.float64 else x for x in (r, log_decay, k))
-            rest = (x.float() if x.dtype != torch.float64 else x for x in (v, a, b))
-            y, state = wkv7_naive(*floats, *rest, state, doc_BT)
+            precise = torch.promote_types(r.dtype, torch.float32)
+            r_, log_decay, k, v, a, b = (x.to(precise) for x in (r, log_decay, k, v, a, b))
+            y, state = wkv7_naive(r_, log_decay, k, v, a, b, state, doc_BT)
         else:
             y, state = wkv7_chunked(r, log_decay, k, v, a, b, state, doc_BT)
     return y.to(r.dtype), state

@@ -126,7 +126,9 @@ def wkv7_chunked(
     O_own = A_rk @ v + A_rb @ U
     O_in = R_in + A_rb @ W
     start = r.new_zeros(B * N, H, H) if state is None else state.to(dtype).reshape(-1, H, H).mT
-    starts, final = _Scan.apply(P.view(-1, chunks, H, H), Q.view(-1, chunks, H, H), start)
+    starts, final = _Scan.apply(  # type: ignore[no-untyped-call]
+        P.view(-1, chunks, H, H), Q.view(-1, chunks, H, H), start
+    )
     y = O_own + O_in @ starts.reshape(-1, H, H)
     y_BTNH = y.view(B, N, chunks, C, H).permute(0, 2, 3, 1, 4).reshape(B, chunks * C, N, H)
     return y_BTNH[:, :T], final.mT.reshape(B, N, H, H)

@@ -15,7 +15,7 @@ from valkyrie_core.config import Config
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
-from valkyrie_core.nn.state import Ctx, Mixer
+from valkyrie_core.nn.state import Ctx
 
 Norm = Literal["layer_norm", "rms_norm"]
 
@@ -113,9 +113,8 @@ class Stack(nn.Module):
         self, batch_size: int, *, device: torch.device, dtype: torch.dtype
     ) -> tuple[Any, ...]:
         """The states of all layers."""
-        return tuple(
-            layer.init_state(batch_size, device=device, dtype=dtype) for layer in self.layers
-        )
+        blocks = [layer for layer in self.layers if isinstance(layer, Block)]
+        return tuple(b.init_state(batch_size, device=device, dtype=dtype) for b in blocks)
 
     def forward(
         self, x_BTD: Tensor, state: tuple[Any, ...], ctx: Ctx
@@ -131,9 +130,9 @@ class Stack(nn.Module):
         """Forward operations per token, by type of mixer."""
         flops: dict[str, int] = {}
         for layer, types in zip(self.layers, self.mixer_types, strict=True):
+            assert isinstance(layer, Block)
             for mixer, kind in zip((layer.mixer, layer.ffn), types, strict=True):
-                part: Mixer = mixer
-                flops[kind] = flops.get(kind, 0) + part.flops_per_token(context_len)
+                flops[kind] = flops.get(kind, 0) + mixer.flops_per_token(context_len)
         return flops
 
 

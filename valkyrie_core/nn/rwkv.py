@@ -1,4 +1,4 @@
-"""RWKV-7 time mix and channel mix, as their author trains them (Peng et al. 2025, arXiv 2503.14456).
+"""RWKV-7 time mix and channel mix as their author trains them (arXiv 2503.14456).
 
 The layer is its formulas, its initialisation and its parameter groups together: none of the three
 works as well without the others. Parameters keep the author's names (x_r, w0, ...), so that a

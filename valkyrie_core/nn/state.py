@@ -75,7 +75,7 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Value) -> Value:
         items = (map_tensors(change, item) for item in value)
         if hasattr(value, "_fields"):
             return type(value)(*items)
-        return type(value)(items)  # type: ignore[return-value]
+        return type(value)(items)
     return value
 
 

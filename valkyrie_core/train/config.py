@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, model_validator
 
 from valkyrie_core.config import Config
-from valkyrie_core.train.optim import AdamWConfig, CosineConfig, Optimizer, Schedule
+from valkyrie_core.train.optim import AdamWConfig, Optimizer
+from valkyrie_core.train.schedule import CosineConfig, Schedule
 
 
 class CompileConfig(Config):

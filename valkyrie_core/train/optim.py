@@ -1,12 +1,25 @@
-"""Optimizers by parameter role, and learning-rate schedules as pure functions of the step."""
+"""Optimizers by parameter role.
+
+Weight decay acts on the role `matrix` alone: decaying embeddings, the head, low-rank factors or
+mixing coefficients makes RWKV-7 much worse (its author's finding) and does attention no good.
+The role `decay` (the RWKV-7 decay bias) learns at twice the rate, as its author trains it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from pydantic import Discriminator, Field
+from torch import Tensor, nn
 
 from valkyrie_core.config import Config
+from valkyrie_core.errors import CheckpointError
+from valkyrie_core.nn.layers import Role, parameter_roles
+
+DECAY_LR_RATIO = 2.0
+FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 
 
 class AdamWConfig(Config):
@@ -24,7 +37,11 @@ class AdamWConfig(Config):
 
 
 class MuonConfig(Config):
-    """Muon for hidden matrices, AdamW for embeddings, head, vectors and low-rank factors."""
+    """Muon for hidden matrices, AdamW for embeddings, head, vectors and low-rank factors.
+
+    torch.optim.Muon with Keller Jordan's own scaling, lr * sqrt(max(1, rows / columns)): the rate
+    is the size of an orthogonal update and does not depend on the width (0.01 to 0.02 is usual).
+    """
 
     type: Literal["muon"] = "muon"
     lr: float = Field(default=1e-2, gt=0)
@@ -40,26 +57,134 @@ class MuonConfig(Config):
 Optimizer = Annotated[AdamWConfig | MuonConfig, Discriminator("type")]
 
 
-class CosineConfig(Config):
-    """Linear warm-up, then half a cosine down to `final_ratio` at the last step."""
+class Group(NamedTuple):
+    """Parameters that share a learning rate and a weight decay."""
 
-    type: Literal["cosine"] = "cosine"
-    warmup_steps: int = Field(default=20, ge=0)
-    """Steps of linear warm-up."""
-    final_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate at the end, as a share of the peak."""
-
-
-class WSDConfig(Config):
-    """Warm-up, stable, decay: constant at the peak, then linear down to `final_ratio`."""
-
-    type: Literal["wsd"] = "wsd"
-    warmup_steps: int = Field(default=20, ge=0)
-    """Steps of linear warm-up."""
-    decay_fraction: float = Field(default=0.2, gt=0, le=1)
-    """The share of all steps, at the end, over which the rate falls."""
-    final_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate at the end, as a share of the peak."""
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    lr: float
+    weight_decay: float
 
 
-Schedule = Annotated[CosineConfig | WSDConfig, Discriminator("type")]
+class Optimizers:
+    """One or two torch optimizers that act as one, with their state under parameter names."""
+
+    def __init__(self, parts: Sequence[tuple[torch.optim.Optimizer, Sequence[Group]]]) -> None:
+        self._parts = tuple((optimizer, tuple(groups)) for optimizer, groups in parts)
+
+    def step(self) -> None:
+        """Update every parameter from its gradient."""
+        for optimizer, _ in self._parts:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer, _ in self._parts:
+            optimizer.zero_grad(set_to_none=True)
+
+    def set_lr_scale(self, scale: float) -> None:
+        """Set every group's learning rate to `scale` times its peak."""
+        for optimizer, groups in self._parts:
+            for group, live in zip(groups, optimizer.param_groups, strict=True):
+                live["lr"] = group.lr * scale
+
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate now of each optimizer's first group, by class name in lower case."""
+        return {
+            type(optimizer).__name__.lower(): float(optimizer.param_groups[0]["lr"])
+            for optimizer, _ in self._parts
+        }
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter that is optimized, by name."""
+        for _, groups in self._parts:
+            for group in groups:
+                yield from zip(group.names, group.parameters, strict=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All optimizer state as `parameter name/field` -> tensor; empty before the first step."""
+        tensors: dict[str, Tensor] = {}
+        for optimizer, groups in self._parts:
+            for name, parameter in _pairs(groups):
+                for field, value in optimizer.state.get(parameter, {}).items():
+                    if not isinstance(value, Tensor):
+                        raise TypeError(f"optimizer state {name}/{field} is no tensor")
+                    tensors[f"{name}/{field}"] = value
+        return tensors
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state_tensors` gave.
+
+        Raises CheckpointError where the names are not this model's parameters.
+        """
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, field = key.rpartition("/")
+            by_name.setdefault(name, {})[field] = value
+        for optimizer, groups in self._parts:
+            names = [name for name, _ in _pairs(groups)]
+            state = {i: by_name.pop(name) for i, name in enumerate(names) if name in by_name}
+            live = optimizer.state_dict()
+            optimizer.load_state_dict({"state": state, "param_groups": live["param_groups"]})
+        if by_name:
+            unknown = ", ".join(sorted(by_name)[:3])
+            raise CheckpointError(f"the optimizer state names unknown parameters: {unknown}")
+
+
+def _pairs(groups: Iterable[Group]) -> Iterator[tuple[str, nn.Parameter]]:
+    for group in groups:
+        yield from zip(group.names, group.parameters, strict=True)
+
+
+def build_optimizers(config: Optimizer, model: nn.Module) -> Optimizers:
+    """The optimizers of `model`'s trainable parameters, grouped by `parameter_roles`."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    roles = parameter_roles(model)
+    if isinstance(config, AdamWConfig):
+        return Optimizers([_adamw(config, parameters, roles)])
+    matrices = {
+        name: p for name, p in parameters.items() if roles[name] == "matrix" and p.ndim == 2
+    }
+    rest = {name: p for name, p in parameters.items() if name not in matrices}
+    parts = [_muon(config, matrices)] if matrices else []
+    return Optimizers([*parts, _adamw(config.adamw, rest, roles)])
+
+
+def _muon(
+    config: MuonConfig, matrices: Mapping[str, nn.Parameter]
+) -> tuple[torch.optim.Optimizer, list[Group]]:
+    group = Group(tuple(matrices), tuple(matrices.values()), config.lr, config.weight_decay)
+    optimizer = torch.optim.Muon(
+        group.parameters,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=True,
+        adjust_lr_fn="original",
+    )
+    return optimizer, [group]
+
+
+def _adamw(
+    config: AdamWConfig, parameters: Mapping[str, nn.Parameter], roles: Mapping[str, Role]
+) -> tuple[torch.optim.Optimizer, list[Group]]:
+    """AdamW over at most three groups: decayed matrices, the rest, fast decay biases."""
+    settings: dict[tuple[float, float], list[str]] = {}
+    for name in parameters:
+        weight_decay = config.weight_decay if roles[name] == "matrix" else 0.0
+        lr = config.lr * (DECAY_LR_RATIO if roles[name] == "decay" else 1.0)
+        settings.setdefault((lr, weight_decay), []).append(name)
+    # the slow rate first: learning_rates() reports the first group
+    groups = [
+        Group(tuple(names), tuple(parameters[name] for name in names), lr, weight_decay)
+        for (lr, weight_decay), names in sorted(settings.items())
+    ]
+    live: list[dict[str, Any]] = [
+        {"params": list(group.parameters), "lr": group.lr, "weight_decay": group.weight_decay}
+        for group in groups
+    ]
+    fused = all(p.device.type in FUSED_DEVICES for p in parameters.values())
+    optimizer = torch.optim.AdamW(
+        live, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+    )
+    return optimizer, groups

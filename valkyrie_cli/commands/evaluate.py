@@ -1,0 +1,67 @@
+"""`valkyrie eval`: how well a run predicts text it was not trained on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from valkyrie_cli.render import (
+    JsonOption,
+    RunArgument,
+    RunsDirOption,
+    emit,
+    human_count,
+    human_seconds,
+    make_table,
+    say,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from valkyrie_core.report import EvalReport
+
+BASELINES = {
+    "uniform": "every byte alike",
+    "unigram": "byte frequencies of the training text",
+    "xz": "xz that has read the training text",
+}
+
+
+def evaluate(
+    run: RunArgument = None,
+    runs_dir: RunsDirOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure bits per byte on the held-out text, beside baselines that need no model.
+
+    Bits per byte is what a compressor would need: lower is better, and it compares across
+    tokenizers. Every scored token of every validation document is read once, with the state
+    carried on through each document.
+
+    \b
+    Examples:
+      valkyrie eval
+      valkyrie eval quickstart
+      valkyrie eval quickstart --json
+    """
+    from valkyrie_core import runs
+
+    place = runs.find_run(run, runs_dir)
+    say(f"run {place.name} ({place.path})")
+    report = runs.evaluate(place.path)
+    emit(report, as_json=as_json, human=lambda console: _draw(report, console))
+
+
+def _draw(report: EvalReport, console: Console) -> None:
+    console.print(
+        f"{report.run}, step {report.step}, {human_count(report.parameters)} parameters, "
+        f"{human_seconds(report.seconds)}"
+    )
+    table = make_table("corpus", "bits per byte", "", right=["bits per byte"])
+    for name, score in report.corpora.items():
+        size = f"{score.tokens} tokens, {score.bytes} bytes, {score.documents} documents"
+        table.add_row(name, f"{score.bpb:.4f}", size, style="bold")
+        for baseline, value in score.baselines.items():
+            number = "-" if value is None else f"{value:.4f}"
+            table.add_row(f"  {baseline}", number, BASELINES.get(baseline, ""), style="dim")
+    console.print(table)

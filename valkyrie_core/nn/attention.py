@@ -106,8 +106,8 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, state: KVState, ctx: Ctx) -> tuple[Tensor, KVState, Ctx]:
         """Attends to the tokens of the same document, itself included."""
         B, T, D = x_BTD.shape
-        q_BNTH = self.query_norm(self._heads(self.query(x_BTD)))
-        k_BKTH = self.key_norm(self._heads(self.key(x_BTD)))
+        q_BNTH = self.query_norm(self._heads(self.query(x_BTD)).to(x_BTD.dtype))
+        k_BKTH = self.key_norm(self._heads(self.key(x_BTD)).to(x_BTD.dtype))
         v_BKTH = self._heads(self.value(x_BTD))
         if self.theta is not None:
             q_BNTH, k_BKTH = rotate(q_BNTH, k_BKTH, ctx.pos_BT, self.theta)

@@ -14,7 +14,7 @@ Shapes: B batch, T time, D model, V vocabulary, R rows of a chunk.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from valkyrie_core.config import Config
 from valkyrie_core.nn.block import Norm, StackConfig, build_norm
+from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.nn.state import NO_DOCUMENT, Ctx, LMState, enter
 
@@ -78,6 +79,12 @@ class LMOutput(NamedTuple):
     """Auxiliary losses by name, already weighted."""
 
 
+class Head(nn.Linear):
+    """The output layer, told apart from hidden matrices by its role."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "head"}
+
+
 class HybridLM(nn.Module):
     """A causal language model over blocks of any mixers.
 
@@ -96,7 +103,7 @@ class HybridLM(nn.Module):
         self.core = config.core.build(D, config.norm)
         self.head_norm = build_norm(config.norm, D)
         nn.init.uniform_(self.embedding.weight, -1e-4, 1e-4)
-        self.head = nn.Linear(D, V, bias=False)
+        self.head = Head(D, V, bias=False)
         if config.head == "tied":
             # the norm after the embedding makes its scale free, so the head's scale is right
             self.head.weight = self.embedding.weight

@@ -1,0 +1,80 @@
+"""One small configuration for every type of every union: the laws run over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+
+VOCAB = 23
+RWKV = {"type": "rwkv7", "head_dim": 8, "decay_rank": 3, "rate_rank": 4, "gate_rank": 5}
+MIXERS: dict[str, dict[str, Any]] = {
+    "rwkv7": RWKV,
+    "attention": {"type": "attention", "num_heads": 4},
+    "attention-gqa": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
+    "attention-nope": {"type": "attention", "num_heads": 2, "position": {"type": "none"}},
+}
+FFNS: dict[str, dict[str, Any]] = {
+    "swiglu": {"type": "swiglu", "hidden_dim": 20},
+    "channel_mix": {"type": "channel_mix", "hidden_dim": 17},
+}
+
+
+def model_config(
+    mixer: str, ffn: str = "swiglu", *, layers: int = 2, **extra: Any
+) -> HybridLMConfig:
+    """A model with one kind of block."""
+    return HybridLMConfig.model_validate(
+        {
+            "vocab_size": VOCAB,
+            "dim": 16,
+            "core": {
+                "blocks": {"block": {"mixer": MIXERS[mixer], "ffn": FFNS[ffn]}},
+                "pattern": ["block"],
+                "repeat": layers,
+            },
+            **extra,
+        }
+    )
+
+
+def hybrid_config(pattern: str = "rra", **extra: Any) -> HybridLMConfig:
+    """A hybrid: r is RWKV-7 with channel mix, a is attention with SwiGLU."""
+    blocks = {
+        "r": {"mixer": MIXERS["rwkv7"], "ffn": FFNS["channel_mix"]},
+        "a": {"mixer": MIXERS["attention-gqa"], "ffn": FFNS["swiglu"]},
+    }
+    used = {name: block for name, block in blocks.items() if name in pattern}
+    return HybridLMConfig.model_validate(
+        {
+            "vocab_size": VOCAB,
+            "dim": 16,
+            "core": {"blocks": used, "pattern": list(pattern)},
+            **extra,
+        }
+    )
+
+
+CONFIGS: dict[str, HybridLMConfig] = {
+    **{f"{mixer}+{ffn}": model_config(mixer, ffn) for mixer in MIXERS for ffn in FFNS},
+    "hybrid": hybrid_config(),
+    "hybrid-attention-first": hybrid_config("arr"),
+    "one-layer": hybrid_config("r"),
+    "rms-norm": hybrid_config(norm="rms_norm"),
+    "tied": hybrid_config(head="tied"),
+}
+
+
+def awake(config: HybridLMConfig, seed: int = 0) -> HybridLM:
+    """A model in fp64 whose zero-initialised outputs are woken, or laws would hold trivially."""
+    import torch
+
+    torch.manual_seed(seed)
+    model = HybridLM(config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import socket
@@ -132,7 +133,7 @@ def show_run(run: str | Path) -> RunsShowReport:
         recipe=_read_object(path / "recipe.json"),
         environment=_read_object(path / "environment.json"),
         report=_read_object(path / "report.json"),
-        validations=[row for row in metric_rows(path) if "val_bpb" in row],
+        validations=[row for row in metric_rows(path) if row.get("kind") == "val"],
     )
 
 
@@ -141,8 +142,9 @@ def summarize(path: Path) -> RunSummary:
     recipe = _read_object(path / "recipe.json")
     steps = checkpoint_steps(path)
     total = _horizon(path, recipe)
-    losses = [row["train_loss"] for row in metric_rows(path) if _is_number(row.get("train_loss"))]
-    scores = [row["val_bpb"] for row in metric_rows(path) if _is_number(row.get("val_bpb"))]
+    rows = metric_rows(path)
+    losses = [row["loss"] for row in rows if row.get("kind") == "train" and _finite(row, "loss")]
+    scores = [row["bpb"] for row in rows if row.get("kind") == "val" and _finite(row, "bpb")]
     description = recipe.get("description") if recipe else None
     return RunSummary(
         run=path.resolve().name,
@@ -171,7 +173,8 @@ def _is_locked(path: Path) -> bool:
     owner = _read_object(path / "lock.json")
     if owner is None or not isinstance(owner.get("pid"), int):
         return False
-    if owner.get("host") != socket.gethostname():
+    # signal 0 asks whether a process lives; on Windows it would be an event sent to it
+    if owner.get("host") != socket.gethostname() or os.name == "nt":
         return True
     try:
         os.kill(owner["pid"], 0)
@@ -198,7 +201,7 @@ def metric_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a torn or foreign line is passed over."""
     file = path / "metrics.jsonl"
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = file.read_bytes().split(b"\n")
     except OSError:
         return []
     rows = []
@@ -212,8 +215,9 @@ def metric_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _finite(row: dict[str, Any], key: str) -> bool:
+    value = row.get(key)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _read_json(path: Path) -> Any:

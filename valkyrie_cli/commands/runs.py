@@ -114,5 +114,5 @@ def _draw_show(report: RunsShowReport, console: Console) -> None:
     if report.validations:
         history = make_table("step", "val bpb", right=["step", "val bpb"])
         for row in report.validations:
-            history.add_row(str(row.get("step", "-")), _number(row.get("val_bpb"), 4))
+            history.add_row(str(row.get("step", "-")), _number(row.get("bpb"), 4))
         console.print(history)

@@ -20,3 +20,14 @@ class Config(BaseModel):
         allow_inf_nan=False,
         validate_default=True,
     )
+
+
+class MisfitError(ValueError):
+    """Raised by a validator over several keys; `at` says which key to change.
+
+    `at` is the path from the section that the validator belongs to: ("pattern", 2).
+    """
+
+    def __init__(self, message: str, at: tuple[str | int, ...]) -> None:
+        super().__init__(message)
+        self.at = at

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from valkyrie_core.config import Config
+from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.data.dataset import DataConfig
 from valkyrie_core.nn.model import HybridLMConfig
+from valkyrie_core.recipe_explain import explain
+from valkyrie_core.recipe_files import find_recipe, read_recipe_bytes
+from valkyrie_core.recipe_overrides import Overrides, apply_overrides
+from valkyrie_core.recipe_source import Source, fail
+from valkyrie_core.recipe_yaml import read_yaml
 from valkyrie_core.train.config import SupervisedConfig
 
 
@@ -39,8 +47,63 @@ class Recipe(Config):
             model = self.model.model_copy(update={"vocab_size": size})
             object.__setattr__(self, "model", model)
         elif self.model.vocab_size != size:
-            raise ValueError(
-                f"model.vocab_size ({self.model.vocab_size}) is not the tokenizer's ({size}); "
-                "leave it out"
+            raise MisfitError(
+                f"{self.model.vocab_size} is not the tokenizer's size ({size}) - leave it out",
+                ("model", "vocab_size"),
             )
         return self
+
+    @classmethod
+    def load(cls, path_or_name: str | Path, overrides: Overrides = ()) -> Recipe:
+        """Reads a recipe: a path or a bare name, and `--set` overrides such as `train.steps=10`.
+
+        Raises RecipeError with one located line per mistake, MissingError if there is no such file.
+        """
+        return resolve(path_or_name, overrides).recipe
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Recipe:
+        """Reads what `save` wrote. Raises RecipeError or MissingError."""
+        return resolve(Path(path)).recipe
+
+    def to_json(self) -> str:
+        """The resolved recipe: every key with its value. It is a recipe file by itself."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Writes the resolved recipe as JSON."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the resolved recipe; layout and comments don't count."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Resolved(NamedTuple):
+    """A recipe, and the text it came from."""
+
+    recipe: Recipe
+    source: Source
+
+
+def resolve(path_or_name: str | Path, overrides: Overrides = ()) -> Resolved:
+    """Reads, overrides and validates a recipe. Raises RecipeError or MissingError."""
+    path = find_recipe(path_or_name)
+    return resolve_bytes(read_recipe_bytes(path), str(path), overrides)
+
+
+def resolve_bytes(data: bytes, name: str, overrides: Overrides = ()) -> Resolved:
+    """The recipe in a file's content; `name` is the file in error messages. Raises RecipeError."""
+    source = read_yaml(data, name)
+    apply_overrides(source, overrides, Recipe)
+    problems = list(source.problems)
+    recipe = None
+    try:
+        # strict JSON: text is no number, but a list is what a tuple is written as
+        recipe = Recipe.model_validate_json(json.dumps(source.tree), strict=True)
+    except ValidationError as error:
+        problems += explain(error, source, Recipe)
+    if recipe is None or problems:
+        raise fail(problems)
+    return Resolved(recipe, source)

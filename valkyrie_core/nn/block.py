@@ -11,7 +11,7 @@ import torch
 from pydantic import Discriminator, Field, model_validator
 from torch import Tensor, nn
 
-from valkyrie_core.config import Config
+from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
@@ -45,13 +45,13 @@ class StackConfig(Config):
 
     @model_validator(mode="after")
     def _pattern_names_blocks(self) -> StackConfig:
-        for name in self.pattern:
+        for index, name in enumerate(self.pattern):
             if name not in self.blocks:
                 known = ", ".join(self.blocks)
-                raise ValueError(f"the pattern names {name!r}; the blocks are {known}")
+                raise MisfitError(f"no block {name!r} - the blocks are {known}", ("pattern", index))
         for name in self.blocks:
             if name not in self.pattern:
-                raise ValueError(f"the block {name!r} is not in the pattern")
+                raise MisfitError("the pattern does not name this block", ("blocks", name))
         return self
 
     @property

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from valkyrie_core.config import Config
+from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.block import Norm, StackConfig, build_norm
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.rwkv import RWKV7Config
@@ -52,20 +52,24 @@ class HybridLMConfig(Config):
     def _widths_divide(self) -> HybridLMConfig:
         for name, block in self.core.blocks.items():
             mixer = block.mixer
+            at = ("core", "blocks", name, "mixer")
             if isinstance(mixer, RWKV7Config):
                 if self.dim % mixer.head_dim:
-                    raise ValueError(
-                        f"block {name!r}: head_dim ({mixer.head_dim}) must divide dim ({self.dim})"
+                    raise MisfitError(
+                        f"head_dim ({mixer.head_dim}) must divide dim ({self.dim})",
+                        (*at, "head_dim"),
                     )
                 continue
             if self.dim % mixer.num_heads:
-                raise ValueError(
-                    f"block {name!r}: num_heads ({mixer.num_heads}) must divide dim ({self.dim})"
+                raise MisfitError(
+                    f"num_heads ({mixer.num_heads}) must divide dim ({self.dim})",
+                    (*at, "num_heads"),
                 )
             if mixer.num_kv_heads is not None and mixer.num_heads % mixer.num_kv_heads:
-                raise ValueError(
-                    f"block {name!r}: num_kv_heads ({mixer.num_kv_heads}) must divide "
-                    f"num_heads ({mixer.num_heads})"
+                raise MisfitError(
+                    f"num_kv_heads ({mixer.num_kv_heads}) must divide "
+                    f"num_heads ({mixer.num_heads})",
+                    (*at, "num_kv_heads"),
                 )
         return self
 

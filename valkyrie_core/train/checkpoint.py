@@ -95,16 +95,13 @@ def save_checkpoint(
     meta: Mapping[str, Any],
     storage: Storage,
 ) -> Path:
-    """Write the checkpoint of `step` and return its directory; an intact one is left as it is.
+    """Write the checkpoint of `step` and return its directory; one that exists is replaced.
 
     What was written is read back and compared with memory before it gets its name. Errors of the
     disk that may pass are tried again; then ResourceError, with the temporary files removed and
     older checkpoints untouched.
     """
     final = step_directory(directory, step)
-    if os.path.lexists(final):
-        with suppress(CheckpointError):
-            return verify(final).path
     files = {MODEL: model, TRAINING: training}
     for attempt in range(1, _ATTEMPTS + 1):
         temporary = directory / f".tmp-{final.name}-{os.getpid()}"
@@ -156,16 +153,17 @@ def _write(
 
 
 def _publish(temporary: Path, final: Path, storage: Storage) -> None:
-    """Give a complete checkpoint its name; a damaged one of the same name makes way."""
-    if os.path.lexists(final):
-        dead = final.with_name(f".del-{final.name}-{os.getpid()}")
-        storage.rename(final, dead)
-        storage.rename(temporary, final)
-        storage.sync(final.parent)
-        storage.remove_tree(dead)
-        return
+    """Give a complete checkpoint its name; an older one of the same name makes way."""
+    old = final.with_name(f".old-{final.name}")
+    replaces = os.path.lexists(final)
+    if replaces:
+        if os.path.lexists(old):
+            storage.remove_tree(old)
+        storage.rename(final, old)
     storage.rename(temporary, final)
     storage.sync(final.parent)
+    if replaces:
+        storage.remove_tree(old)
 
 
 def _compare(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -257,9 +255,11 @@ def prune(
 
 
 def remove_leftovers(directory: Path, storage: Storage) -> None:
-    """Delete what a killed process left behind; only the owner of the run's lock may call it."""
-    for path in [*directory.glob(".tmp-*"), *directory.glob(".del-*")]:
-        if path.is_dir() and not path.is_symlink():
+    """Tidy what a killed process left behind; only the owner of the run's lock may call it."""
+    for old in directory.glob(".old-step-*"):
+        final = old.with_name(old.name.removeprefix(".old-"))
+        if not os.path.lexists(final):
+            storage.rename(old, final)  # killed between the two renames that replace a checkpoint
+    for pattern in (".tmp-*", ".del-*", ".old-*"):
+        for path in directory.glob(pattern):
             storage.remove_tree(path)
-        else:
-            path.unlink()

@@ -79,12 +79,12 @@ class Storage:
         self._hook("after rename", target)
 
     def remove_tree(self, path: Path) -> None:
-        """Delete a directory and what is in it; a symbolic link is removed, never followed."""
+        """Delete a directory and what is in it, or a file; a link is removed, never followed."""
         self._hook("before remove", path)
-        if path.is_symlink():
-            path.unlink()
-        else:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+        else:
+            path.unlink()
         self._hook("after remove", path)
 
     def replace_bytes(self, path: Path, data: bytes) -> None:

@@ -1,0 +1,161 @@
+"""Where a training stands, how fast it goes, and what it tells about itself."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+from valkyrie_core.errors import CheckpointError
+
+
+class Validation(NamedTuple):
+    """The result of a validation."""
+
+    bpb: float
+    """Bits per byte, all corpora's bytes together."""
+    by_corpus: Mapping[str, float]
+    """Bits per byte of each corpus."""
+
+
+class StepEvent(NamedTuple):
+    """What a trainer tells after every step and every validation."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    """The horizon."""
+    loss: float | None
+    """Nats per token of the last step."""
+    lr: float
+    """Learning rate of the first optimizer."""
+    tokens_per_second: float | None
+    """None before the second step of a sitting: the first one warms up."""
+    eta_seconds: float | None
+    """Seconds of training that are left, validations not counted."""
+    mfu: float | None
+    """Share of the machine's measured matmul peak."""
+    validation: Validation | None = None
+    """Set where a validation has just ended."""
+    message: str | None = None
+    """A line worth showing."""
+
+
+@dataclass
+class Position:
+    """Everything that a training counts; it goes into the checkpoint as JSON."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens_seen: int = 0
+    """Training tokens read."""
+    seconds: float = 0.0
+    """Seconds of training, all sittings together."""
+    validated: int = 0
+    """The step of the last validation."""
+    best_step: int | None = None
+    """The step of the best validation."""
+    best_bpb: float | None = None
+    """Its bits per byte."""
+    loss: float | None = None
+    """Mean loss of the last step, in nats per scored token."""
+    grad_norm: float = 0.0
+    """Global gradient norm of the last step, before clipping."""
+    lr_scale: float = 0.0
+    """Share of the peak learning rate in the last step."""
+    loss_sum: float = 0.0
+    """Nats since the last row of metrics."""
+    loss_tokens: int = 0
+    """Scored tokens since the last row of metrics."""
+
+    def advance(
+        self,
+        loss: float,
+        num_scored: int,
+        num_tokens: int,
+        grad_norm: float,
+        lr_scale: float,
+        seconds: float,
+    ) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.tokens_seen += num_tokens
+        self.seconds += seconds
+        self.loss, self.grad_norm, self.lr_scale = loss, grad_norm, lr_scale
+        self.loss_sum += loss * num_scored
+        self.loss_tokens += num_scored
+
+    def take_mean_loss(self) -> float:
+        """Nats per scored token since this was last asked."""
+        mean = self.loss_sum / self.loss_tokens
+        self.loss_sum, self.loss_tokens = 0.0, 0
+        return mean
+
+    def to_meta(self) -> dict[str, Any]:
+        """As JSON; floats come back exactly."""
+        return asdict(self)
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Position:
+        """What `to_meta` gave; CheckpointError where fields are missing or unknown."""
+        names = {field.name for field in fields(cls)}
+        if names != meta.keys():
+            raise CheckpointError(f"the checkpoint's counters are not {sorted(names)}")
+        return cls(**meta)
+
+
+class Meter:
+    """Speed over the last steps of this sitting; the first step is a warm-up and not counted."""
+
+    WINDOW = 50
+
+    def __init__(self, *, flops_per_token: int, peak_flops: float | None) -> None:
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._steps: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
+        self._warm = False
+        self._tokens, self._seconds = 0, 0.0
+
+    def add(self, num_tokens: int, seconds: float) -> None:
+        """Count one step."""
+        if not self._warm:
+            self._warm = True
+            return
+        self._steps.append((num_tokens, seconds))
+        self._tokens += num_tokens
+        self._seconds += seconds
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Training tokens per second, over the last steps."""
+        if not self._steps:
+            return None
+        seconds = sum(seconds for _, seconds in self._steps)
+        return sum(tokens for tokens, _ in self._steps) / seconds
+
+    @property
+    def sitting_tokens_per_second(self) -> float | None:
+        """Training tokens per second, over all steps of this sitting but the first."""
+        return self._tokens / self._seconds if self._seconds else None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs (three times forward) per second as a share of the peak."""
+        return self._share(self.tokens_per_second)
+
+    @property
+    def sitting_mfu(self) -> float | None:
+        """The same over this sitting."""
+        return self._share(self.sitting_tokens_per_second)
+
+    def seconds_for(self, steps: int) -> float | None:
+        """How long `steps` more will take at the present speed."""
+        if not self._steps:
+            return None
+        return steps * sum(seconds for _, seconds in self._steps) / len(self._steps)
+
+    def _share(self, tokens_per_second: float | None) -> float | None:
+        if tokens_per_second is None or self._peak_flops is None:
+            return None
+        return tokens_per_second * self._flops_per_token / self._peak_flops

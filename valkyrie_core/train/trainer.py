@@ -1,0 +1,304 @@
+"""Supervised training: one loop, readable top to bottom.
+
+What happens at a step is a pure function of the state at its beginning: the batch comes from
+(seed, step), the learning rate from (plan, step), validation and samples from the weights. All
+else that matters is in the checkpoint; that is why a run that was stopped anywhere and resumed
+gives the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from valkyrie_core.data.batch import Batch
+from valkyrie_core.errors import DivergedError, ResourceError
+from valkyrie_core.nn.model import IGNORED, HybridLM
+from valkyrie_core.train.checkpoint import Checkpoint
+from valkyrie_core.train.config import SupervisedConfig
+from valkyrie_core.train.device import autocast
+from valkyrie_core.train.journal import Journal
+from valkyrie_core.train.optim import build_optimizers
+from valkyrie_core.train.progress import Meter, Position, StepEvent, Validation
+from valkyrie_core.train.rng import RngState
+from valkyrie_core.train.run_dir import RunDir
+from valkyrie_core.train.saver import Saver
+from valkyrie_core.train.schedule import LRPlan
+from valkyrie_core.train.signals import StopRequestedError, StopSignal
+from valkyrie_core.train.track import Tracker
+from valkyrie_core.train.weights import non_finite
+
+log = logging.getLogger("valkyrie")
+
+Poll = Callable[[], None]
+"""Called often by what takes long; raises where a signal asks to stop."""
+Evaluate = Callable[[HybridLM, Poll], Validation | None]
+"""Validates a model; None where there is no validation text."""
+Sample = Callable[[HybridLM, str, Poll], str]
+"""Continues a prompt, from a generator of its own."""
+
+
+class Tools(NamedTuple):
+    """What a trainer is given to call."""
+
+    batch: Callable[[int], Batch]
+    """The training batch of a step: a pure function."""
+    evaluate: Evaluate
+    sample: Sample
+    progress: Callable[[StepEvent], None]
+    """Told about every step."""
+    tracker: Tracker | None = None
+
+
+class Trainer:
+    """Trains one model in one run directory, whose lock the caller holds."""
+
+    def __init__(
+        self,
+        config: SupervisedConfig,
+        *,
+        model: HybridLM,
+        run: RunDir,
+        plan: LRPlan,
+        tools: Tools,
+        stop: StopSignal,
+        device: torch.device,
+        precision: Literal["bf16", "fp32"],
+        peak_flops: float | None = None,
+        binding: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`binding` goes into every checkpoint: fingerprints and what else must agree later."""
+        self.config = config
+        self.model = model
+        self.plan = plan
+        self.tools = tools
+        self.stop = stop
+        self.device = device
+        self.precision = precision
+        self.optimizers = build_optimizers(config.optimizer, model)
+        self.saver = Saver(
+            run,
+            model=model,
+            optimizers=self.optimizers,
+            extensions=plan.extensions,
+            keep_last=config.keep_last,
+            binding=binding or {},
+        )
+        self.journal = Journal(run, tools.tracker)
+        self.at = Position()
+        flops = 3 * sum(model.flops_per_token(config.context_len).values())
+        self.meter = Meter(flops_per_token=flops, peak_flops=peak_flops)
+        self._eval_every = config.eval_every or max(1, config.steps // 10)
+        self._save_every = config.save_every or self._eval_every
+        self._micro_size = config.batch_size // config.grad_accum_steps
+        self._loss = model.loss
+        if config.compile is not None:
+            log.info("the model is compiled: its first step takes up to a minute")
+            # static shapes: with dynamic ones the bits would depend on what was seen before
+            self._loss = torch.compile(model.loss, dynamic=False, mode=config.compile.mode)
+
+    def start(self) -> None:
+        """Save step 0 and go on from what was read back: a run that can't resume never begins."""
+        self.journal.start(0, 0)
+        self.saver.save(self.at)
+        self.restore(self.saver.read_back(0))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Stand where a checkpoint stood."""
+        self.at = self.saver.restore(checkpoint)
+        self.journal.start(self.at.step, self.at.validated)
+
+    def fit(self, until: int) -> None:
+        """Train from where the trainer stands to step `until`.
+
+        Raises:
+            StopRequestedError: a signal came; the state has been saved.
+            DivergedError: loss or gradients are not finite; nothing was updated with them.
+            ResourceError: memory or disk ran out; older checkpoints are intact.
+        """
+        try:
+            while True:
+                if self._validation_is_due():
+                    self._validate()
+                if self._save_is_due(until):
+                    self._save()
+                if self.at.step >= until:
+                    break
+                self._train_step()
+                if self.at.step % self.config.log_every == 0 or self.at.step in self.plan.ends:
+                    rates = self.optimizers.learning_rates()
+                    self.journal.train(self.at, self.meter, rates)
+        except StopRequestedError:
+            self._save()
+            self.journal.draw()
+            raise
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise _out_of_memory(self.config.grad_accum_steps) from error
+        except RuntimeError as error:
+            # torch's processor allocator has no exception class of its own
+            if "can't allocate memory" in str(error):
+                raise _out_of_memory(self.config.grad_accum_steps) from error
+            raise
+        except OSError as error:
+            raise ResourceError(
+                f"a file could not be read or written while training: {error}",
+                hint="checkpoints are intact; make room, then go on with --resume",
+            ) from error
+        self.journal.draw()
+
+    def _train_step(self) -> None:
+        """One optimizer step, or none at all: a stop or a NaN leaves everything as it was."""
+        started = time.perf_counter()
+        step = self.at.step
+        rng = RngState.capture()
+        batch = self.tools.batch(step)
+        num_scored = max(1, int((batch.targets_BT != IGNORED).sum()))
+        loss = 0.0
+        try:
+            for micro in self._micro_batches(batch):
+                self.stop.poll()
+                loss += self._backward(micro, num_scored)
+            grad_norm = self._finite_grad_norm(loss)
+        except BaseException:
+            self.optimizers.zero_grad()
+            rng.restore()
+            raise
+        clip_grads_with_norm_(self.model.parameters(), self.config.clip_grad_norm, grad_norm)
+        scale = self.plan.scale(step)
+        self.optimizers.set_lr_scale(scale)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        num_tokens = batch.tokens_BT.numel()
+        seconds = time.perf_counter() - started
+        self.at.advance(loss, num_scored, num_tokens, float(grad_norm), scale, seconds)
+        self.meter.add(num_tokens, seconds)
+        self._report()
+
+    def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        for start in range(0, self.config.batch_size, self._micro_size):
+            rows = slice(start, start + self._micro_size)
+            yield Batch(*(part[rows].to(self.device) for part in batch))
+
+    def _backward(self, micro: Batch, num_scored: int) -> float:
+        """Add the micro-batch's share to the gradients and return its share of the loss.
+
+        The share is by scored tokens, so that accumulating gives the mean over the whole batch.
+        """
+        share = int((micro.targets_BT != IGNORED).sum()) / num_scored
+        state = self.model.init_state(self._micro_size)
+        with autocast(self.precision, self.device):
+            loss, _, _ = self._loss(micro.tokens_BT, micro.targets_BT, state, micro.doc_BT)
+        value = float(loss.detach()) * share
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss of the next step is {float(loss.detach())}")
+        torch.autograd.backward(loss * share)
+        return value
+
+    def _finite_grad_norm(self, loss: float) -> Tensor:
+        gradients = {
+            name: parameter.grad
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None
+        }
+        norm = get_total_norm(gradients.values())
+        if bool(torch.isfinite(norm)):
+            return norm
+        names = non_finite(gradients)
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            where = f"the gradients of {', '.join(names[:5])}{more} are not finite"
+        else:
+            where = "the gradients are finite, but their norm is not"
+        raise self._diverged(f"the loss of the next step is {loss:.4g} and {where}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        saved = self.saver.saved[0] if self.saver.saved else 0
+        return DivergedError(
+            f"training diverged after step {self.at.step}: {what}; nothing was updated with it, "
+            f"and the checkpoint of step {saved} is intact",
+            hint="try a lower rate, --set train.optimizer.lr=..., under a new name, --set name=...",
+        )
+
+    def _validation_is_due(self) -> bool:
+        step = self.at.step
+        if step == 0 or step == self.at.validated:
+            return False
+        return step % self._eval_every == 0 or step in self.plan.ends
+
+    def _validate(self) -> None:
+        """Validate and sample, then write the rows: a stop in between leaves no half of it."""
+        step = self.at.step
+        with self._undisturbed():
+            validation = self.tools.evaluate(self.model, self.stop.poll)
+            samples = [
+                (prompt, self.tools.sample(self.model, prompt, self.stop.poll))
+                for prompt in self.config.sample_prompts
+            ]
+        if validation is not None:
+            if not math.isfinite(validation.bpb):
+                raise self._diverged(f"the validation is {validation.bpb} bits per byte")
+            if self.at.best_bpb is None or validation.bpb < self.at.best_bpb:
+                self.at.best_bpb, self.at.best_step = validation.bpb, step
+        self.journal.validation(step, validation, samples)
+        self.at.validated = step
+        self._report(validation)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Whatever runs inside draws no number that training would have drawn."""
+        rng = RngState.capture()
+        self.model.eval()
+        try:
+            with torch.no_grad(), autocast(self.precision, self.device):
+                yield
+        finally:
+            self.model.train()
+            rng.restore()
+
+    def _save_is_due(self, until: int) -> bool:
+        step = self.at.step
+        if self.saver.saved is None or self.saver.saved == (step, self.at.validated):
+            return False
+        due = step % self._save_every == 0 or step in self.plan.ends
+        # a stop during validation saved this step without it: save it again
+        return due or step in (until, self.at.best_step, self.saver.saved[0])
+
+    def _save(self) -> None:
+        if self.saver.saved == (self.at.step, self.at.validated):
+            return
+        broken = non_finite(dict(self.model.named_parameters()))
+        if broken:
+            # the next loss would show it, but by then it would lie in an intact checkpoint
+            raise self._diverged(f"the weights {broken[0]} are not finite")
+        self.journal.sync()
+        self.saver.save(self.at)
+
+    def _report(self, validation: Validation | None = None) -> None:
+        self.tools.progress(
+            StepEvent(
+                step=self.at.step,
+                steps=self.plan.horizon,
+                loss=self.at.loss,
+                lr=next(iter(self.optimizers.learning_rates().values())),
+                tokens_per_second=self.meter.tokens_per_second,
+                eta_seconds=self.meter.seconds_for(self.plan.horizon - self.at.step),
+                mfu=self.meter.mfu,
+                validation=validation,
+            )
+        )
+
+
+def _out_of_memory(grad_accum_steps: int) -> ResourceError:
+    return ResourceError(
+        "memory ran out while training",
+        hint=f"use smaller micro-batches, --set train.grad_accum_steps={2 * grad_accum_steps}, "
+        "or a smaller train.context_len",
+    )

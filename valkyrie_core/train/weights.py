@@ -1,0 +1,55 @@
+"""Weights in and out of a model, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from valkyrie_core.errors import CheckpointError
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer by name; what is tied appears once."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a model.
+
+    Raises CheckpointError, naming `source`, unless names, shapes and types all agree.
+    """
+    own = model_tensors(model)
+    missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    problems = [f"lacks {name}" for name in sorted(missing)]
+    problems += [f"has {name}, which this model lacks" for name in sorted(unknown)]
+    for name in sorted(own.keys() & tensors.keys()):
+        theirs, ours = tensors[name], own[name]
+        if theirs.shape != ours.shape:
+            problems.append(
+                f"has {name} of shape {list(theirs.shape)}, the model's is {list(ours.shape)}"
+            )
+        elif theirs.dtype != ours.dtype:
+            problems.append(f"has {name} as {theirs.dtype}, the model's is {ours.dtype}")
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{source} does not fit: it {'; it '.join(problems[:3])}{more}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or Inf."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
-from valkyrie_core.kernels.wkv import LOWEST_LOG_DECAY, wkv7_chunked, wkv7_naive
+from valkyrie_core.kernels import native
+from valkyrie_core.kernels.wkv import LOWEST_LOG_DECAY, boundaries, wkv7_chunked, wkv7_naive
+from valkyrie_core.kernels.wkv_op import wkv7_native
 
-__all__ = ["wkv7", "wkv7_chunked", "wkv7_naive"]
+__all__ = ["available", "wkv7", "wkv7_chunked", "wkv7_naive"]
+
+log = logging.getLogger("valkyrie")
+_announced: set[str] = set()
+
+
+def available(head_dim: int = 64) -> tuple[str, str | None]:
+    """(the form that serves heads of this width on the CPU, why it is not the native one)."""
+    reason = native.why_not(head_dim)
+    return ("native", None) if reason is None else ("chunked", reason)
 
 
 def wkv7(
@@ -34,10 +47,12 @@ def wkv7(
     Raises:
         ValueError: log_decay below -1 (the chunked form would overflow).
     """
-    lowest_is_known = torch.compiler.is_compiling()
-    if not lowest_is_known and float(log_decay.detach().amin()) < LOWEST_LOG_DECAY:
+    # a compiled graph can't look at values; RWKV-7 keeps the bound by construction
+    if not torch.compiler.is_compiling() and bool((log_decay.detach() < LOWEST_LOG_DECAY).any()):
         raise ValueError(f"log_decay below {LOWEST_LOG_DECAY} would overflow the chunked form")
     with torch.autocast(r.device.type, enabled=False):
+        if _native_serves(r):
+            return _native(r, log_decay, k, v, a, b, state, doc_BT)
         if r.shape[1] == 1 and not torch.is_grad_enabled():
             precise = torch.promote_types(r.dtype, torch.float32)
             r_, log_decay, k, v, a, b = (x.to(precise) for x in (r, log_decay, k, v, a, b))
@@ -45,3 +60,45 @@ def wkv7(
         else:
             y, state = wkv7_chunked(r, log_decay, k, v, a, b, state, doc_BT)
     return y.to(r.dtype), state
+
+
+def _native_serves(r: Tensor) -> bool:
+    if r.device.type != "cpu" or r.dtype == torch.float64:
+        return False
+    reason = native.why_not(r.shape[-1])
+    if reason is None:
+        return True
+    if reason not in _announced:
+        _announced.add(reason)
+        log.warning(
+            "WKV-7 runs in its chunked PyTorch form, several times slower than the native kernel: "
+            "%s",
+            reason,
+        )
+    return False
+
+
+def _native(
+    r: Tensor,
+    log_decay: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None,
+    doc_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    inputs = [
+        (x if x.dtype in native.DTYPES else x.float()).contiguous()
+        for x in (r, log_decay, k, v, a, b)
+    ]
+    flags_BT = None
+    if doc_BT is not None:
+        valid_BT, fresh_BT = boundaries(doc_BT, r)
+        flags_BT = torch.where(valid_BT, fresh_BT.to(torch.uint8), 2).contiguous()
+    if state is not None:
+        state = state.float().contiguous()
+    grad = torch.is_grad_enabled()
+    save = grad and any(x.requires_grad for x in (*inputs, *([state] if state is not None else [])))
+    y, final, _, _ = wkv7_native(*inputs, state, flags_BT, save)
+    return y, final

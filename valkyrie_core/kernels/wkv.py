@@ -37,7 +37,7 @@ def wkv7_naive(
     """
     B, T, N, H = r.shape
     S = r.new_zeros(B, N, H, H) if state is None else state
-    valid_BT, fresh_BT = _boundaries(doc_BT, r)
+    valid_BT, fresh_BT = boundaries(doc_BT, r) if doc_BT is not None else (None, None)
     ys = []
     for t in range(T):
         before = S
@@ -78,7 +78,7 @@ def wkv7_chunked(
     B, T, N, H = r.shape
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
     r, log_decay, k, v, a, b = (x.to(dtype) for x in (r, log_decay, k, v, a, b))
-    valid_BT, fresh_BT = _boundaries(doc_BT, r)
+    valid_BT, fresh_BT = boundaries(doc_BT, r) if doc_BT is not None else (None, None)
     if valid_BT is not None:
         # padding is an identity: nothing decays, nothing is written, nothing is read
         keep = valid_BT[:, :, None, None].to(dtype)
@@ -160,10 +160,8 @@ class _Scan(torch.autograd.Function):
         return dP.transpose(0, 1), gradient[1:].transpose(0, 1), gradient[0]
 
 
-def _boundaries(doc_BT: Tensor | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def boundaries(doc_BT: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """(which tokens are no padding, which start a document inside the window)."""
-    if doc_BT is None:
-        return None, None
     valid_BT = doc_BT >= 0
     T = doc_BT.shape[1]
     time = torch.arange(T, device=like.device).expand_as(doc_BT)

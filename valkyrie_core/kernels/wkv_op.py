@@ -1,0 +1,123 @@
+"""WKV-7 as torch operators, so that compile, FLOP counting and checkpointing know it.
+
+The operators run the native kernel. Shapes: B batch, T time, N heads, H head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from valkyrie_core.kernels import native
+
+# per state element and token: decay 1, S a 2, two rank-1 updates 4, S r 2
+FLOPS_PER_STATE_ELEMENT = 9
+# the backward pass makes the states again and has two products for each of the forward's
+BACKWARD_FLOPS_PER_STATE_ELEMENT = 3 * FLOPS_PER_STATE_ELEMENT
+
+
+@torch.library.custom_op("valkyrie::wkv7", mutates_args=(), device_types="cpu")
+def wkv7_native(
+    r: Tensor,
+    log_decay: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None,
+    flags_BT: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, final state, and with `save` two tensors for the backward pass, else empty ones)."""
+    return native.forward([r, log_decay, k, v, a, b], flags_BT, state, save)
+
+
+@wkv7_native.register_fake
+def _(
+    r: Tensor,
+    log_decay: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None,
+    flags_BT: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, T, N, H = r.shape
+    single = {"dtype": torch.float32}
+    sa = r.new_empty((B, T, N, H) if save else (0,), **single)
+    stretches = -(-T // 32)
+    checkpoints = r.new_empty((B, N, stretches, H, H) if save else (0,), **single)
+    return torch.empty_like(r), r.new_empty((B, N, H, H), **single), sa, checkpoints
+
+
+@torch.library.custom_op("valkyrie::wkv7_backward", mutates_args=(), device_types="cpu")
+def wkv7_native_backward(
+    r: Tensor,
+    log_decay: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    flags_BT: Tensor | None,
+    sa: Tensor,
+    checkpoints: Tensor,
+    dy: Tensor,
+    d_final: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the six inputs and of the initial state."""
+    inputs = [r, log_decay, k, v, a, b]
+    grads, d_state = native.backward(inputs, flags_BT, sa, checkpoints, dy, d_final)
+    g = grads
+    return g[0], g[1], g[2], g[3], g[4], g[5], d_state
+
+
+@wkv7_native_backward.register_fake
+def _(
+    r: Tensor,
+    log_decay: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    flags_BT: Tensor | None,
+    sa: Tensor,
+    checkpoints: Tensor,
+    dy: Tensor,
+    d_final: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    e = torch.empty_like
+    return e(r), e(log_decay), e(k), e(v), e(a), e(b), e(d_final)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    r, log_decay, k, v, a, b, state, flags_BT, _ = inputs
+    ctx.save_for_backward(r, log_decay, k, v, a, b, flags_BT, output[2], output[3])
+    ctx.has_state = state is not None
+
+
+def _backward(ctx: Any, dy: Tensor, d_final: Tensor, *unused: Tensor) -> tuple[Any, ...]:
+    *inputs, flags_BT, sa, checkpoints = ctx.saved_tensors
+    out = wkv7_native_backward(
+        *inputs, flags_BT, sa, checkpoints, dy.contiguous(), d_final.contiguous()
+    )
+    return (*out[:6], out[6] if ctx.has_state else None, None, None)
+
+
+wkv7_native.register_autograd(_backward, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.valkyrie.wkv7)
+def _forward_flops(r_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+    B, T, N, H = r_shape
+    return FLOPS_PER_STATE_ELEMENT * B * T * N * H * H
+
+
+@register_flop_formula(torch.ops.valkyrie.wkv7_backward)
+def _backward_flops(r_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+    B, T, N, H = r_shape
+    return BACKWARD_FLOPS_PER_STATE_ELEMENT * B * T * N * H * H

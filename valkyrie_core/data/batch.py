@@ -1,0 +1,275 @@
+"""Batches: a pure function of (seed, step), and the lanes that validation text is read on.
+
+Shapes: B batch, T time. A training window is T + 1 tokens of a corpus's stream, read as a ring;
+an epoch cuts the ring into windows that share no target, from a random place on, and shuffles
+them. There is no loader state: any step's batch can be computed at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from torch import Tensor
+
+from valkyrie_core.data.dataset import Dataset
+from valkyrie_core.data.documents import NUM_RESERVED
+from valkyrie_core.data.packing import PackedSplit
+from valkyrie_core.errors import RecipeError
+
+IGNORED = -100
+"""The target of a token that is not scored."""
+PADDING = -1
+"""The document id of padding."""
+_BLOCK = 840
+"""Samples per block of a mixture: divisible by 1 to 8, so simple ratios are exact."""
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """int64 tensors [B, T]: targets are the next tokens, or -100; equal ids, equal document."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    doc_BT: Tensor
+
+
+def _bits(count: int, *key: object) -> npt.NDArray[np.uint64]:
+    # raw Philox bits: numpy keeps these the same in every version, unlike shuffle()
+    name = "|".join(map(str, key)).encode()
+    generator = np.random.Philox(key=xxhash.xxh3_128_intdigest(name))
+    return np.asarray(generator.random_raw(count), dtype=np.uint64)
+
+
+class _Windows:
+    """The endless sequence of training windows of one corpus."""
+
+    def __init__(self, split: PackedSplit, *, name: str, seed: int, context_len: int) -> None:
+        self._split = split
+        self._key = (seed, name, "windows")
+        self._context_len = context_len
+        self._length = len(split.tokens)
+        self._per_epoch = max(1, self._length // context_len)
+        self._ends: list[int] = []
+        self._epochs: dict[int, Int64] = {}
+
+    def row(self, number: int) -> tuple[Int64, Int64, Int64]:
+        """Tokens, targets and document ids [T] of one window."""
+        epoch, index = self._locate(number)
+        return self._window(int(self._starts(epoch)[index]))
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        if self._split.scored is None:
+            return divmod(number, self._per_epoch)
+        # windows without a scored target are skipped, so epochs differ in length
+        while not self._ends or self._ends[-1] <= number:
+            before = self._ends[-1] if self._ends else 0
+            self._ends.append(before + len(self._starts(len(self._ends))))
+        epoch = int(np.searchsorted(self._ends, number, side="right"))
+        return epoch, number - (self._ends[epoch - 1] if epoch else 0)
+
+    def _starts(self, epoch: int) -> Int64:
+        """Where the windows of one epoch start, in the order in which they are drawn."""
+        if epoch not in self._epochs:
+            bits = _bits(self._per_epoch + 1, *self._key, epoch)
+            phase = int(bits[0] % np.uint64(self._length))
+            starts = phase + np.arange(self._per_epoch, dtype=np.int64) * self._context_len
+            starts = starts[np.argsort(bits[1:], kind="stable")]
+            if self._split.scored is not None:
+                starts = starts[[self._has_target(int(start)) for start in starts]]
+            while len(self._epochs) >= 2:
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch] = starts
+        return self._epochs[epoch]
+
+    def _has_target(self, start: int) -> bool:
+        positions = np.arange(start + 1, start + 1 + self._context_len) % self._length
+        return (
+            bool(np.any(self._split.scored[positions])) if self._split.scored is not None else True
+        )
+
+    def _window(self, start: int) -> tuple[Int64, Int64, Int64]:
+        split = self._split
+        positions = np.arange(start, start + self._context_len + 1)
+        turns, places = np.divmod(positions, self._length)
+        tokens = split.tokens[places].astype(np.int64)
+        targets = tokens[1:].copy()
+        if split.scored is not None:
+            targets[split.scored[places[1:]] == 0] = IGNORED
+        # a document that comes again after a turn of the ring is another one
+        documents = np.searchsorted(split.doc_starts, places, side="right") - 1
+        documents += turns * split.num_documents
+        return tokens[:-1], targets, documents[:-1]
+
+
+class BatchStream:
+    """The training batches of a mixture of corpora.
+
+    Every block of 840 samples holds each corpus's exact share (rounded to whole samples, at least
+    one), in an order drawn from (seed, block). `weights` needs no normalisation.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        weights: Mapping[str, float],
+        seed: int,
+        batch_size: int,
+        context_len: int,
+    ) -> None:
+        if set(weights) != set(dataset.corpora):
+            raise ValueError(f"weights {sorted(weights)} for corpora {sorted(dataset.corpora)}")
+        names = sorted(weights)
+        self._seed = seed
+        self._batch_size = batch_size
+        self._quotas = _quotas([weights[name] for name in names], _BLOCK)
+        self._windows = [
+            _Windows(dataset.corpora[name].train, name=name, seed=seed, context_len=context_len)
+            for name in names
+        ]
+        self._blocks: dict[int, tuple[Int64, Int64]] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, B x T; the same at every call."""
+        first = step * self._batch_size
+        rows = [self._row(number) for number in range(first, first + self._batch_size)]
+        tokens, targets, documents = zip(*rows, strict=True)
+        return Batch(
+            torch.from_numpy(np.stack(tokens)),
+            torch.from_numpy(np.stack(targets)),
+            torch.from_numpy(np.stack(documents)),
+        )
+
+    def _row(self, number: int) -> tuple[Int64, Int64, Int64]:
+        block, place = divmod(number, int(self._quotas.sum()))
+        corpora, ranks = self._block(block)
+        corpus = int(corpora[place])
+        return self._windows[corpus].row(block * int(self._quotas[corpus]) + int(ranks[place]))
+
+    def _block(self, block: int) -> tuple[Int64, Int64]:
+        """For each sample of a block: its corpus, and how many of that corpus came before it."""
+        if block not in self._blocks:
+            corpora = np.repeat(np.arange(len(self._quotas)), self._quotas)
+            bits = _bits(len(corpora), self._seed, "mixture", block)
+            corpora = corpora[np.argsort(bits, kind="stable")]
+            ranks = np.zeros_like(corpora)
+            for corpus, quota in enumerate(self._quotas):
+                ranks[corpora == corpus] = np.arange(quota)
+            self._blocks = {block: (corpora, ranks)}
+        return self._blocks[block]
+
+
+def _quotas(weights: list[float], size: int) -> Int64:
+    """Whole shares of a block, by largest remainder, at least one each."""
+    size = max(size, 10 * len(weights))
+    exact = np.array(weights) / sum(weights) * size
+    quotas = np.maximum(1, np.floor(exact)).astype(np.int64)
+    order = np.argsort(quotas - exact, kind="stable")
+    for corpus in order[: max(0, size - int(quotas.sum()))]:
+        quotas[corpus] += 1
+    while quotas.sum() > size:
+        quotas[np.argmax(quotas)] -= 1
+    return quotas
+
+
+class EvaluationBatch(NamedTuple):
+    """One chunk of every lane, int64 tensors [B, T], and how much of it is scored."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    doc_BT: Tensor
+    num_bytes: int
+    """UTF-8 bytes that the scored tokens stand for."""
+    num_tokens: int
+    """Scored tokens."""
+
+
+def evaluation_batches(
+    split: PackedSplit,
+    *,
+    batch_size: int,
+    context_len: int,
+    max_tokens: int | None = None,
+    segment_len: int | None = None,
+) -> Iterator[EvaluationBatch]:
+    """Lays documents on at most `batch_size` lanes and yields the lanes chunk by chunk.
+
+    The caller carries the model's state from chunk to chunk: a document goes on where its id is
+    the same, the next one starts fresh, and the ends of shorter lanes are padding (-1). Every
+    scored text token is a target exactly once; special tokens never are. `segment_len` cuts
+    documents into segments that are read independently, each with at most that many tokens of
+    context. `max_tokens` stops every lane after its share of them. Raises RecipeError where that
+    leaves nothing to score.
+    """
+    lanes = _lanes(split, batch_size, segment_len)
+    length = max(len(places) for places, _ in lanes)
+    if max_tokens is not None:
+        length = min(length, max(1, max_tokens // len(lanes)))
+    scored_tokens = 0
+    for start in range(0, length, context_len):
+        batch = _chunk(split, lanes, start, min(start + context_len, length), context_len)
+        scored_tokens += batch.num_tokens
+        yield batch
+    if scored_tokens == 0:
+        raise RecipeError(
+            "the validation tokens that are read hold nothing to score",
+            hint="raise train.eval_tokens",
+        )
+
+
+def _lanes(
+    split: PackedSplit, batch_size: int, segment_len: int | None
+) -> list[tuple[Int64, Int64]]:
+    """For each lane: the places in the stream of its input tokens, and their segments' ids."""
+    segments = []
+    for start, end in zip(
+        split.doc_starts[:-1].tolist(), split.doc_starts[1:].tolist(), strict=True
+    ):
+        # the last token is never an input: what follows it is the next document's marker
+        size = end - 1 - start if segment_len is None else segment_len
+        segments += [(a, min(a + size, end - 1)) for a in range(start, end - 1, size)]
+    lanes: list[list[int]] = [[] for _ in range(min(batch_size, len(segments)))]
+    lengths = [(0, lane) for lane in range(len(lanes))]
+    for number, (start, end) in enumerate(segments):
+        length, lane = heapq.heappop(lengths)
+        lanes[lane].append(number)
+        heapq.heappush(lengths, (length + end - start, lane))
+    return [
+        (
+            np.concatenate([np.arange(*segments[number]) for number in lane]),
+            np.repeat(lane, [segments[number][1] - segments[number][0] for number in lane]),
+        )
+        for lane in lanes
+    ]
+
+
+def _chunk(
+    split: PackedSplit, lanes: list[tuple[Int64, Int64]], start: int, end: int, context_len: int
+) -> EvaluationBatch:
+    shape = (len(lanes), context_len)
+    tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    documents = np.full(shape, PADDING, np.int64)
+    for row, (places, numbers) in enumerate(lanes):
+        inputs = places[start:end]
+        tokens[row, : len(inputs)] = split.tokens[inputs]
+        documents[row, : len(inputs)] = numbers[start:end]
+        following = split.tokens[inputs + 1].astype(np.int64)
+        following[following < NUM_RESERVED] = IGNORED
+        if split.scored is not None:
+            following[split.scored[inputs + 1] == 0] = IGNORED
+        targets[row, : len(inputs)] = following
+    scored = targets[targets != IGNORED]
+    return EvaluationBatch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(targets),
+        torch.from_numpy(documents),
+        int(split.token_lengths[scored].sum()),
+        len(scored),
+    )

@@ -1,0 +1,1 @@
+"""One reader per type of corpus; each stands beside its configuration."""

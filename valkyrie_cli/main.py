@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from valkyrie_cli import errors, render
+from valkyrie_cli.commands import chat, doctor, evaluate, generate, runs, train
 from valkyrie_core import __version__
 from valkyrie_core.errors import RecipeError
 
@@ -24,14 +27,26 @@ class Group(TyperGroup):
         """The commands as registered."""
         return list(self.commands)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses; --help and --version print here."""
+        with _our_exceptions():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command. Typer turns these exceptions into codes that mean less than ours."""
-        try:
+        """Runs the command."""
+        with _our_exceptions():
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise errors.InterruptedHardError("stopped") from error
-        except BrokenPipeError as error:
-            raise errors.OutputClosedError("the reader of the output went away") from error
+
+
+@contextmanager
+def _our_exceptions() -> Iterator[None]:
+    """Typer would turn these exceptions into codes that say less than ours."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise errors.InterruptedHardError("stopped") from error
+    except BrokenPipeError as error:
+        raise errors.OutputClosedError("the reader of the output went away") from error
 
 
 app = typer.Typer(
@@ -68,18 +83,18 @@ def _root(
 ) -> None: ...
 
 
-def _register() -> None:
-    import importlib
-
-    for name in ("runs", "recipe", "tokenizer"):
-        try:
-            module = importlib.import_module(f"valkyrie_cli.commands.{name}")
-        except ModuleNotFoundError:
-            continue
-        app.add_typer(module.app, name=name, cls=Group)
-
-
-_register()
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.add_typer(runs.app, name="runs", cls=Group)
+for _name in ("recipe", "tokenizer"):
+    try:
+        _module = importlib.import_module(f"valkyrie_cli.commands.{_name}")
+    except ModuleNotFoundError:
+        continue
+    app.add_typer(_module.app, name=_name, cls=Group)
+app.command("doctor")(doctor.doctor)
 
 
 def _command_names(command: Any) -> dict[str, set[str]]:

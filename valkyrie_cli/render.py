@@ -7,6 +7,7 @@ to whatever it prints, so a forgotten call is not a hole.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -97,34 +98,29 @@ def emit(
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console that takes its text literally (no markup, no emoji codes) and shows escapes."""
-    from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
-    from rich.console import RenderHook as Hook
-    from rich.control import Control
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
-    class Safe:
-        def __init__(self, renderable: RenderableType) -> None:
-            self.renderable = renderable
-
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-            for segment in console.render(self.renderable, options):
+    class SafeConsole(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
                 if segment.control:
                     yield segment
                 else:
                     yield Segment(safe_text(segment.text), segment.style)
 
-    class SafeHook(Hook):
-        def process_renderables(
-            self, renderables: list[ConsoleRenderable]
-        ) -> list[ConsoleRenderable]:
-            return [item if isinstance(item, Control) else Safe(item) for item in renderables]
+        def on_broken_pipe(self) -> None:
+            # work goes on without its log; a result that nobody reads ends the program
+            self.quiet = True
+            if not self.stderr:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     stream = sys.stderr if stderr else sys.stdout
     # rich assumes 80 columns in a pipe and would cut tables there
     width = None if stream.isatty() or "COLUMNS" in os.environ else 160
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=width)
-    console.push_render_hook(SafeHook())
-    return console
+    return SafeConsole(stderr=stderr, markup=False, emoji=False, highlight=False, width=width)
 
 
 def make_table(

@@ -122,7 +122,9 @@ class CorpusScore(Part):
     documents: int
     """Validation documents."""
     baselines: dict[str, float | None]
-    """Bits per byte of what needs no model: uniform, unigram, xz (given the training text)."""
+    """Bits per byte of what needs no model: uniform, unigram, xz, xz_given_training."""
+    notes: list[str] = []
+    """What limits a number, such as a baseline that read only a part of the training text."""
 
 
 class EvalReport(Report):
@@ -135,8 +137,12 @@ class EvalReport(Report):
     """The step of the checkpoint that was read."""
     parameters: int
     """Parameters of the model."""
+    context: Literal["window", "carried"]
+    """What a token was predicted from: a window of context_len, or all of its document so far."""
     context_len: int
-    """Tokens that are read at a time; the state is carried on from window to window."""
+    """Tokens per window."""
+    precision: str
+    """What the matrix products were computed in."""
     seconds: float
     """How long the evaluation took."""
     corpora: dict[str, CorpusScore]
@@ -176,7 +182,7 @@ class GenerateReport(Report):
     """Tokens of the prompt."""
     tokens: int
     """Tokens of the continuation."""
-    stopped_by: Literal["end", "max_tokens", "interrupt"]
+    stopped_by: Literal["end", "max_tokens"]
     """end: the model ended the document."""
     seconds: float
     """Seconds for prompt and continuation."""
@@ -226,13 +232,13 @@ class ChatReport(Report):
 class Check(Part):
     """One line of `valkyrie doctor`."""
 
-    name: str
-    """What was looked at."""
     status: Literal["ok", "warn", "fail"]
-    """warn: something optional is missing or slow; fail: training can't work."""
-    value: str
+    """warn: it works, with less; fail: something will not work."""
+    what: str
+    """What was looked at."""
+    detail: str
     """What was found."""
-    hint: str | None = None
+    fix: str | None = None
     """What to do about it."""
 
 

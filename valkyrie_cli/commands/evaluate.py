@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 BASELINES = {
     "uniform": "every byte alike",
     "unigram": "byte frequencies of the training text",
-    "xz": "xz that has read the training text",
+    "xz": "xz -9e on the validation text alone",
+    "xz_given_training": "xz -9e that has read the training text",
 }
 
 
@@ -35,8 +36,8 @@ def evaluate(
     """Measure bits per byte on the held-out text, beside baselines that need no model.
 
     Bits per byte is what a compressor would need: lower is better, and it compares across
-    tokenizers. Every scored token of every validation document is read once, with the state
-    carried on through each document.
+    tokenizers. Every validation token is scored once, from at least half a context of text before
+    it where its document has that much.
 
     \b
     Examples:
@@ -48,8 +49,13 @@ def evaluate(
 
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
-    report = runs.evaluate(place.path)
+    report = runs.evaluate(place.path, progress=_tell)
     emit(report, as_json=as_json, human=lambda console: _draw(report, console))
+
+
+def _tell(corpus: str, read: int, total: int) -> None:
+    if read >= total:
+        say(f"{corpus}: {total} positions read", style="dim")
 
 
 def _draw(report: EvalReport, console: Console) -> None:
@@ -65,3 +71,6 @@ def _draw(report: EvalReport, console: Console) -> None:
             number = "-" if value is None else f"{value:.4f}"
             table.add_row(f"  {baseline}", number, BASELINES.get(baseline, ""), style="dim")
     console.print(table)
+    for name, score in report.corpora.items():
+        for note in score.notes:
+            say(f"{name}: {note}", style="dim")

@@ -1,0 +1,302 @@
+"""`valkyrie chat`: a conversation with a trained model."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+from valkyrie_cli.commands.generate import (
+    MaxTokensOption,
+    PenaltyOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from valkyrie_cli.prompts import ReadLine, messages, piped_lines, terminal_lines
+from valkyrie_cli.render import (
+    JsonOption,
+    RunArgument,
+    RunsDirOption,
+    emit,
+    human_count,
+    safe_text,
+    say,
+)
+from valkyrie_core.errors import UsageError, ValkyrieError
+from valkyrie_core.report import ChatTurn
+
+if TYPE_CHECKING:
+    from valkyrie_core.runs import OpenedChat
+
+HELP = {
+    "/help": "this list",
+    "/reset": "forget the conversation",
+    "/undo": "forget the last turn",
+    "/retry": "answer the last message again, differently",
+    "/save FILE": "write the conversation to a file",
+    "/load FILE": "go on with a conversation from a file",
+    "/stats": "tokens and time of the last turn, size of the conversation",
+    "/quit": "end (so does Ctrl-D)",
+}
+HELP_FOOTER = (
+    'A line that ends with \\ goes on in the next; """ opens and closes a longer text; '
+    "// at the start sends a /. Ctrl-C stops an answer."
+)
+
+
+def chat(
+    run: RunArgument = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    repetition_penalty: PenaltyOption = None,
+    seed: SeedOption = None,
+    runs_dir: RunsDirOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Talk to a trained model; answers appear as they are written.
+
+    The model's state is kept after every turn: a turn costs only its new tokens, and /undo costs
+    nothing. /help lists the commands. Piped input works as well: every line is a message, answers
+    go to stdout, and --json prints one object at the end.
+
+    \b
+    Examples:
+      valkyrie chat
+      valkyrie chat chat --temperature 0.5 --top-k 20
+      echo "How are you?" | valkyrie chat --json
+    """
+    from valkyrie_core import runs
+
+    place = runs.find_run(run, runs_dir)
+    say(f"run {place.name} ({place.path})")
+    opened = runs.open_chat(
+        place.path,
+        max_tokens=max_tokens,
+        sampling=runs.sampling(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ),
+    )
+    if not opened.knows_conversations:
+        say(
+            "warning: this run has seen no conversations; `valkyrie generate` continues text",
+            style="yellow",
+        )
+    if as_json or not sys.stdin.isatty():
+        _answer_pipe(opened, as_json=as_json)
+    else:
+        _converse(opened, terminal_lines())
+
+
+class Conversation:
+    """The session, the turns as they stand, and the commands that a line may hold."""
+
+    def __init__(self, opened: OpenedChat, write: Callable[[str], None]) -> None:
+        self.session = opened.session
+        self.turns: list[ChatTurn] = []
+        self._write = write
+
+    def take(self, message: str) -> bool:
+        """Answers a message or carries out a command; False ends the conversation.
+
+        Raises:
+            UsageError: no such command, or one that can't be carried out now.
+        """
+        if message.startswith("/") and not message.startswith("//"):
+            return self._command(message)
+        text = message[1:] if message.startswith("//") else message
+        self._say_answer(text, self.session.send(text))
+        return True
+
+    def _say_answer(self, message: str, chunks: Iterator[str]) -> None:
+        began = time.perf_counter()
+        before = self.session.turns
+        parts = []
+        for chunk in chunks:
+            parts.append(chunk)
+            self._write(safe_text(chunk))
+        self._write("\n")
+        if self.session.turns == before:
+            # stopped before there was anything to keep
+            return
+        stats = self.session.stats()
+        turn = ChatTurn(
+            message=message,
+            answer="".join(parts),
+            prompt_tokens=stats.prefilled_tokens,
+            tokens=stats.drawn_tokens,
+            seconds=round(time.perf_counter() - began, 3),
+        )
+        # a retry replaces the last turn; everything else adds one
+        self.turns = [*self.turns[: len(self.session.turns) - 1], turn]
+
+    def _command(self, message: str) -> bool:
+        name, _, argument = message.partition(" ")
+        argument = argument.strip()
+        if name == "/quit":
+            return False
+        commands: dict[str, Callable[[str], None]] = {
+            "/help": self._help,
+            "/reset": self._reset,
+            "/undo": self._undo,
+            "/retry": self._retry,
+            "/save": self._save,
+            "/load": self._load,
+            "/stats": self._stats,
+        }
+        if name not in commands:
+            nearest = difflib.get_close_matches(name, [*commands, "/quit"], n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else "/help lists the commands"
+            raise UsageError(f"there is no command {name}", hint=hint)
+        commands[name](argument)
+        return True
+
+    def _help(self, _argument: str) -> None:
+        width = max(map(len, HELP))
+        for name, meaning in HELP.items():
+            say(f"  {name:<{width}}  {meaning}")
+        say(HELP_FOOTER)
+
+    def _reset(self, _argument: str) -> None:
+        self.session.reset()
+        self.turns = []
+        say("forgotten", style="dim")
+
+    def _undo(self, _argument: str) -> None:
+        self.session.undo()
+        self.turns = self.turns[: len(self.session.turns)]
+        say(f"forgot the last turn; {len(self.session.turns)} left", style="dim")
+
+    def _retry(self, _argument: str) -> None:
+        message = self.session.turns[-1].user if self.session.turns else ""
+        self._say_answer(message, self.session.retry())
+
+    def _save(self, argument: str) -> None:
+        from valkyrie_core import runs
+
+        path = _file_of("/save", argument)
+        if path.exists() and not runs.is_transcript(path):
+            raise UsageError(f"{path} exists and is no conversation", hint="choose another name")
+        self.session.save(path)
+        say(f"{len(self.session.turns)} turns written to {path}", style="dim")
+
+    def _load(self, argument: str) -> None:
+        path = _file_of("/load", argument)
+        self.session.load(path)
+        self.turns = [
+            ChatTurn(
+                message=turn.user,
+                answer=turn.assistant,
+                prompt_tokens=0,
+                tokens=len(turn.tokens),
+                seconds=0.0,
+            )
+            for turn in self.session.turns
+        ]
+        say(f"{len(self.turns)} turns read from {path}", style="dim")
+
+    def _stats(self, _argument: str) -> None:
+        stats = self.session.stats()
+        say(
+            f"last turn: read {stats.prefilled_tokens} new tokens in {stats.prefill_seconds:.2f} s,"
+            f" wrote {stats.drawn_tokens} in {stats.decode_seconds:.2f} s"
+            f" ({stats.tokens_per_second:.0f} tokens/s)"
+        )
+        say(
+            f"conversation: {stats.turns} turns, {stats.conversation_tokens} tokens, "
+            f"state {human_count(float(stats.state_bytes))}B"
+        )
+
+
+def _file_of(command: str, argument: str) -> Path:
+    if not argument:
+        raise UsageError(f"{command} needs the name of a file", hint=f"{command} talk.json")
+    return Path(argument).expanduser()
+
+
+def _write_out(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _answer_pipe(opened: OpenedChat, *, as_json: bool) -> None:
+    """Every message of stdin in turn; a wrong command ends it, as in any script."""
+    from valkyrie_core import runs
+
+    conversation = Conversation(opened, (lambda text: None) if as_json else _write_out)
+    count = 0
+    for message in messages(piped_lines()):
+        count += 1
+        if not conversation.take(message):
+            break
+    if count == 0:
+        raise UsageError("there is no message on stdin", hint='echo "Hello" | valkyrie chat')
+    if as_json:
+        report = runs.chat_report(opened, conversation.turns)
+        emit(report, as_json=True, human=lambda console: None)
+
+
+def _converse(opened: OpenedChat, read_line: ReadLine) -> None:
+    """The conversation at a terminal; a mistake costs a line, never the conversation."""
+    conversation = Conversation(opened, _write_out)
+    say("/help lists the commands, Ctrl-D ends", style="dim")
+    while True:
+        try:
+            message = next(messages(read_line), None)
+        except KeyboardInterrupt:
+            say("\n(Ctrl-D or /quit ends)", style="dim")
+            continue
+        if message is None:
+            say("")
+            return
+        try:
+            with _StopKey() as key:
+                opened.session.stop = key.is_pressed
+                if not conversation.take(message):
+                    return
+            if key.pressed:
+                say("(stopped)", style="dim")
+        except KeyboardInterrupt:
+            say("\n(the turn is forgotten)", style="dim")
+        except ValkyrieError as error:
+            hint = f" - {error.hint}" if error.hint else ""
+            say(f"{error.message}{hint}", style="yellow")
+
+
+class _StopKey:
+    """While entered, the first Ctrl-C stops the answer between two tokens; the second breaks."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def is_pressed(self) -> bool:
+        return self.pressed
+
+    def __enter__(self) -> _StopKey:
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True

@@ -19,7 +19,7 @@ _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _CRUDE = re.compile(
     r"\b(?:(?:mother)?fuck\w*|shit\w*|bullshit|bitch\w*|cunts?|dicks?|assholes?|whores?|sluts?|"
-    r"fag(?:got)?s?|nigg\w+|porn\w*|boobs?|penis|vagina)\b",
+    r"fag(?:got)?s?|nigg\w+|porn\w*|sex\w*|nudes?|boobs?|penis|vagina|pissed|retard\w*)\b",
     re.IGNORECASE,
 )
 

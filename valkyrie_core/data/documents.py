@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import xxhash
@@ -32,7 +34,8 @@ class Piece(NamedTuple):
     special: str | None = None
 
 
-class Document(NamedTuple):
+@dataclass(frozen=True)
+class Document:
     """One text or one conversation, with a name that is unique in its corpus."""
 
     name: str
@@ -53,7 +56,7 @@ class Document(NamedTuple):
         """UTF-8 bytes of the text that a model is scored on."""
         return sum(len(piece.text.encode()) for piece in self.pieces if piece.scored)
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """The same for two documents exactly if all their pieces are the same."""
         digest = xxhash.xxh3_128()

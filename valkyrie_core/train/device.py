@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from valkyrie_core.errors import MissingError
-
-_BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+from valkyrie_core.plan.machine import Precision, supports_bf16
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
@@ -34,34 +31,15 @@ def resolve_device(name: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
     return torch.device(name)
 
 
-def cpu_computes_bf16() -> bool:
-    """Whether the processor has bf16 arithmetic (AVX512-BF16, AMX or Arm's BF16)."""
-    # new in torch 2.13; older releases know it only under private names
-    capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if capabilities is not None and any(capabilities().get(flag) for flag in _BF16_FLAGS):
-        return True
-    if sys.platform != "linux":
-        return False  # macOS and Windows name no cheap way to tell; fp32 is never slow there
-    text = Path("/proc/cpuinfo").read_text(errors="replace")
-    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return not _BF16_FLAGS.isdisjoint(flags.split())
-
-
 def resolve_precision(
     precision: Literal["auto", "bf16", "fp32"], device: torch.device
-) -> Literal["bf16", "fp32"]:
+) -> Precision:
     """`auto` is bf16 where the device computes in it (not where it only emulates it)."""
-    if precision != "auto":
-        return precision
-    if device.type == "cpu":
-        return "bf16" if cpu_computes_bf16() else "fp32"
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "fp32"
+    if precision == "auto":
+        return "bf16" if supports_bf16(device.type) else "fp32"
+    return precision
 
 
-def autocast(
-    precision: Literal["bf16", "fp32"], device: torch.device
-) -> AbstractContextManager[None]:
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """The context in which the model runs forward: bf16 matrix products, weights in fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -14,26 +14,22 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from valkyrie_core.errors import MissingError, ResourceError, RunInUseError
+from valkyrie_core.plan.machine import environment
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.checkpoint import list_checkpoints
 from valkyrie_core.train.schedule import Extension
 from valkyrie_core.train.storage import Storage
-
-_PACKAGES = ("valkyrie-lab", "torch", "numpy", "safetensors", "sentencepiece", "pydantic")
 
 
 class RunDir:
@@ -146,7 +142,7 @@ class RunDir:
                 sittings = [{"note": "earlier entries were not readable"}]
         now = {"started": _now(), "host": socket.gethostname(), "pid": os.getpid(), **sitting}
         self.storage.replace_json(
-            self.environment_file, {**describe_environment(), "sittings": [*sittings, now]}
+            self.environment_file, {**environment(), "sittings": [*sittings, now]}
         )
 
     @contextmanager
@@ -192,20 +188,3 @@ def _read_owner(path: Path) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, processor and threads of this process."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from valkyrie_core.data.batch import Batch
 from valkyrie_core.errors import DivergedError, ResourceError
 from valkyrie_core.nn.model import IGNORED, HybridLM
+from valkyrie_core.plan.machine import Precision
 from valkyrie_core.train.checkpoint import Checkpoint
 from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.device import autocast
@@ -71,7 +72,7 @@ class Trainer:
         tools: Tools,
         stop: StopSignal,
         device: torch.device,
-        precision: Literal["bf16", "fp32"],
+        precision: Precision,
         peak_flops: float | None = None,
         binding: Mapping[str, Any] | None = None,
     ) -> None:

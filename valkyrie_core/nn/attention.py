@@ -123,7 +123,7 @@ class Attention(nn.Module):
             k_BKSH = k_BKSH.repeat_interleave(groups, dim=1)
             v_BKSH = v_BKSH.repeat_interleave(groups, dim=1)
         mask = None
-        if state.length > 0 or ctx.fresh_BT is not None:
+        if state.length > 0 or ctx.packed:
             mask = _mask(segment_BT, new.segment_BS[:, : new.length], state.length)
         y_BNTH = F.scaled_dot_product_attention(
             q_BNTH,

@@ -41,6 +41,8 @@ class Ctx(NamedTuple):
     """Document ids; None: no boundary and no padding in this window."""
     fresh_BT: Tensor | None = None
     """Which tokens start a document; None as above."""
+    packed: bool = False
+    """Whether a boundary or padding lies inside the window: else plain causal masks serve."""
     valid_BT: Tensor | None = None
     """Which tokens are no padding; None: all."""
     latest_BT: Tensor | None = None
@@ -121,6 +123,7 @@ def enter(state: LMState, tokens_BT: Tensor, doc_BT: Tensor | None) -> tuple[Ctx
         segment_BT=segment_BT,
         doc_BT=doc_BT,
         fresh_BT=fresh_BT,
+        packed=padded or bool(fresh_BT[:, 1:].any()),
         valid_BT=valid_BT if padded else None,
         latest_BT=torch.nn.functional.pad(latest_BT[:, :-1] + 1, (1, 0)) if padded else None,
     )

@@ -126,6 +126,18 @@ def prepare_tokenizer(config: DataConfig, *, cache: Path | None = None) -> Token
     return _tokenizer(config, root, _Source(config, root))
 
 
+def rebuild_tokenizer(config: DataConfig, *, cache: Path | None = None) -> tuple[Tokenizer, int]:
+    """Trains a recipe's tokenizer now and puts it into the cache, whatever is there.
+
+    Returns it and the number of documents that were there to read (0 where nothing is trained).
+    """
+    root = cache or cache_dir()
+    source = _Source(config, root)
+    tokenizer = _tokenizer(config, root, source, anew=True)
+    trained = isinstance(config.tokenizer, SentencePieceConfig)
+    return tokenizer, len(source.training_documents()) if trained else 0
+
+
 def read_corpora(config: DataConfig, *, cache: Path | None = None) -> dict[str, CorpusDocuments]:
     """Every corpus, read and split. No corpus trains on what another one validates on."""
     read = {name: read_corpus(name, corpus, cache=cache) for name, corpus in config.corpora.items()}
@@ -168,7 +180,7 @@ class _Source:
         return [document for corpus in self._documents.values() for document in corpus.train]
 
 
-def _tokenizer(config: DataConfig, root: Path, source: _Source) -> Tokenizer:
+def _tokenizer(config: DataConfig, root: Path, source: _Source, *, anew: bool = False) -> Tokenizer:
     if not isinstance(config.tokenizer, SentencePieceConfig):
         return build_tokenizer(config.tokenizer, ())
     trainer = ["sentencepiece", version("sentencepiece"), TRAINING]
@@ -182,7 +194,7 @@ def _tokenizer(config: DataConfig, root: Path, source: _Source) -> Tokenizer:
     def read(directory: Path, content: dict[str, Any]) -> Tokenizer:
         return load_tokenizer(directory)
 
-    return _cached(root, "tokenizers", key, write, read)[1]
+    return _cached(root, "tokenizers", key, write, read, anew=anew)[1]
 
 
 def _cached(
@@ -191,12 +203,14 @@ def _cached(
     key: str,
     write: Callable[[Path], dict[str, Any]],
     read: Callable[[Path, dict[str, Any]], Value],
+    *,
+    anew: bool = False,
 ) -> tuple[Path, Value]:
-    """Opens an entry of the cache; writes it first where it is missing or damaged."""
+    """Opens an entry of the cache; writes it first where it is missing, damaged or not wanted."""
     with locked(root, kind, key) as folder:
         directory = folder / key
         try:
-            content = open_entry(directory)
+            content = None if anew else open_entry(directory)
         except DamagedError as error:
             log.warning("the cache entry %s is damaged (%s); it is built again", directory, error)
             content = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -17,6 +18,8 @@ from valkyrie_core.data.documents import (
     text_document,
 )
 from valkyrie_core.errors import MissingError, RecipeError
+
+log = logging.getLogger("valkyrie")
 
 Row = Mapping[str, Any]
 
@@ -38,6 +41,7 @@ class Source(NamedTuple):
             return self.data.decode("utf-8-sig")
         except UnicodeDecodeError:
             drops["not UTF-8"] += 1
+            log.warning("%s is not UTF-8: left out", self.name)
             return None
 
 

@@ -22,7 +22,9 @@ from valkyrie_core.infer.sampling import (
 PROBS = torch.tensor([0.4, 0.3, 0.2, 0.1])
 
 
-def draws(probs_V: Tensor, sampling: SamplingConfig, count: int = 4000, **more: object) -> Counter[int]:
+def draws(
+    probs_V: Tensor, sampling: SamplingConfig, count: int = 4000, **more: object
+) -> Counter[int]:
     """How often each token is drawn."""
     generator = make_generator(sampling.seed)
     rows = probs_V.log().expand(count, -1)
@@ -125,9 +127,7 @@ def test_the_global_generator_is_not_touched() -> None:
 
 
 @given(
-    logits=st.lists(
-        st.lists(st.floats(-1e4, 1e4), min_size=7, max_size=7), min_size=1, max_size=4
-    ),
+    logits=st.lists(st.lists(st.floats(-1e4, 1e4), min_size=7, max_size=7), min_size=1, max_size=4),
     temperature=st.sampled_from([0.0, 1e-6, 0.3, 1.0, 10.0]),
     top_p=st.sampled_from([1e-9, 0.3, 0.95, 1.0]),
     top_k=st.sampled_from([None, 1, 3, 50]),

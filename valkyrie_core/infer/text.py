@@ -33,14 +33,6 @@ class Utf8Stream:
         return self._decoder.decode(b"", final=True)
 
 
-def without_surrogates(text: str) -> str:
-    """Text that UTF-8 can hold: pairs of surrogates are joined, lone ones become U+FFFD.
-
-    A terminal or a pipe in another encoding hands such text to Python programs.
-    """
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 class Completion(NamedTuple):
     """A text that was continued."""
 
@@ -72,7 +64,7 @@ def complete(
         stop: polled before every chunk and token.
     """
     end = tokenizer.special_id("<|doc|>")
-    ids = [end, *tokenizer.encode(without_surrogates(prompt))]
+    ids = [end, *tokenizer.encode(prompt)]
     stream, texts, drawn, ended = Utf8Stream(), [], 0, False
     began = time.perf_counter()
     known = engine.prefill(

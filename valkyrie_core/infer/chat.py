@@ -1,0 +1,256 @@
+"""A conversation that keeps the model's state after every turn.
+
+A turn reads its own new tokens and nothing else; undoing one is dropping the last snapshot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from valkyrie_core.data.documents import chat_pieces, clean_text
+from valkyrie_core.data.tokenizer import Tokenizer, encode_pieces
+from valkyrie_core.errors import UsageError
+from valkyrie_core.infer.engine import Engine, Prefilled, StopCallback, Token
+from valkyrie_core.infer.sampling import SamplingConfig, make_generator
+from valkyrie_core.infer.text import Utf8Stream
+from valkyrie_core.infer.transcript import Turn, read_transcript, write_transcript
+from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.state import LMState, num_bytes
+
+
+class Snapshot(NamedTuple):
+    """Where a conversation stands after a turn."""
+
+    turn: Turn | None
+    """None before the first."""
+    tokens: tuple[int, ...]
+    """The tokens that this turn added, markers included."""
+    total_tokens: int
+    """Tokens of the conversation so far."""
+    state: LMState
+
+
+class ChatStats(NamedTuple):
+    """What the last turn cost, and how large the conversation is."""
+
+    turns: int
+    conversation_tokens: int
+    prefilled_tokens: int
+    """Tokens of the last turn that were read without being drawn: question and markers."""
+    drawn_tokens: int
+    """Tokens of the last turn that were drawn."""
+    prefill_seconds: float
+    decode_seconds: float
+    state_bytes: int
+    """Memory of the present state."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Drawn tokens per second of drawing; 0 before the first answer."""
+        return self.drawn_tokens / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+class _Cost:
+    """Counters of the turn that is being answered."""
+
+    def __init__(self) -> None:
+        self.prefilled = self.drawn = 0
+        self.prefill_seconds = self.decode_seconds = 0.0
+
+
+class ChatSession:
+    """One conversation with one model.
+
+    `send` commits a turn when its answer is complete, or when `stop` ended it early; whoever
+    abandons the iterator, or an error, leaves the session as it was.
+    """
+
+    def __init__(
+        self,
+        model: HybridLM,
+        tokenizer: Tokenizer,
+        sampling: SamplingConfig,
+        *,
+        max_tokens: int = 256,
+        stop: StopCallback | None = None,
+    ) -> None:
+        """
+        Args:
+            sampling: may be replaced between turns by setting the attribute.
+            max_tokens: per answer.
+            stop: polled before every chunk and token.
+        """
+        self.engine = Engine(model)
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.max_tokens = max_tokens
+        self.stop = stop
+        self._end = tokenizer.special_id("<|end|>")
+        self._cost = _Cost()
+        self._snapshots = [Snapshot(None, (), 0, model.init_state(1))]
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation, oldest first."""
+        return tuple(one.turn for one in self._snapshots if one.turn is not None)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Every token that the present state has read."""
+        return [token for one in self._snapshots for token in one.tokens]
+
+    @property
+    def state(self) -> LMState:
+        """The model's state after the last turn."""
+        return self._snapshots[-1].state
+
+    def send(self, text: str) -> Iterator[str]:
+        """Asks; yields the answer in pieces of text as they are known."""
+        return self._answer(self._snapshots, clean_text(text), self.sampling.seed)
+
+    def retry(self) -> Iterator[str]:
+        """Answers the last question again with the next seed; the old answer goes when done.
+
+        Raises:
+            UsageError: nothing was asked yet.
+        """
+        last = self._snapshots[-1].turn
+        if last is None:
+            raise UsageError("there is no answer to retry")
+        return self._answer(self._snapshots[:-1], last.user, last.seed + 1)
+
+    def undo(self) -> Turn:
+        """Forgets the last turn, at once; returns it.
+
+        Raises:
+            UsageError: there is no turn.
+        """
+        last = self._snapshots[-1].turn
+        if last is None:
+            raise UsageError("there is no turn to undo")
+        self._snapshots = self._snapshots[:-1]
+        self._cost = _Cost()
+        return last
+
+    def reset(self) -> None:
+        """Forgets the whole conversation."""
+        self._snapshots = self._snapshots[:1]
+        self._cost = _Cost()
+
+    def stats(self) -> ChatStats:
+        """The cost of the last turn (zeros after an undo, reset or load) and the totals."""
+        cost = self._cost
+        return ChatStats(
+            turns=len(self._snapshots) - 1,
+            conversation_tokens=self._snapshots[-1].total_tokens,
+            prefilled_tokens=cost.prefilled,
+            drawn_tokens=cost.drawn,
+            prefill_seconds=cost.prefill_seconds,
+            decode_seconds=cost.decode_seconds,
+            state_bytes=num_bytes(self.state),
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes the conversation as JSON, whole or not at all.
+
+        Raises:
+            ResourceError: it can't be written.
+        """
+        write_transcript(path, self.turns, self.engine.model, self.tokenizer)
+
+    def load(self, path: Path) -> None:
+        """Replaces the conversation by a saved one, reading its tokens again.
+
+        Raises:
+            MissingError: there is no such file.
+            UsageError: it is no transcript, or one of another model; the session is unchanged.
+        """
+        turns = read_transcript(path, self.engine.model, self.tokenizer)
+        snapshots = self._snapshots[:1]
+        for turn in turns:
+            ids = [*self._question(snapshots, turn.user), *turn.tokens, self._end]
+            known = self.engine.prefill(torch.tensor([ids]), snapshots[-1].state)
+            assert known is not None
+            snapshots = _grown(snapshots, turn, ids, known.state)
+        self._snapshots = snapshots
+        self._cost = _Cost()
+
+    def _question(self, snapshots: list[Snapshot], text: str) -> list[int]:
+        """The tokens from the end of the last turn to the beginning of the answer."""
+        ids, _ = encode_pieces(self.tokenizer, chat_pieces([("user", text)]))
+        opening = [self.tokenizer.special_id("<|doc|>")] if len(snapshots) == 1 else []
+        return [*opening, *ids, self.tokenizer.special_id("<|assistant|>")]
+
+    def _answer(self, snapshots: list[Snapshot], text: str, seed: int) -> Iterator[str]:
+        """Draws an answer after `snapshots` and commits it at the end."""
+        cost = _Cost()
+        began = time.perf_counter()
+        question = self._question(snapshots, text)
+        known = self.engine.prefill(
+            torch.tensor([question], dtype=torch.int64), snapshots[-1].state, stop=self.stop
+        )
+        cost.prefill_seconds = time.perf_counter() - began
+        if known is None:
+            return
+        stream, drawn, state, unread = Utf8Stream(), [], known.state, [self._end]
+        # each turn has draws of its own; asking the same again after an undo answers the same
+        generator = make_generator(seed, len(snapshots))
+        history = [*(token for one in snapshots for token in one.tokens), *question]
+        answer = self.engine.continue_from(
+            known,
+            self.sampling,
+            generator,
+            max_tokens=self.max_tokens,
+            stop_ids=(self._end,),
+            history=history,
+            stop=self.stop,
+        )
+        for token in _timed(answer, cost):
+            state = token.state
+            cost.drawn += 1
+            if token.is_stop:
+                unread = [self._end]
+                break
+            drawn.append(token.id)
+            unread = [token.id, self._end]
+            if piece := stream.feed(self.tokenizer.token_bytes(token.id)):
+                yield piece
+        if piece := stream.finish():
+            yield piece
+        # an answer that ran out of tokens is closed all the same: the next turn needs its marker
+        closed = self._close(unread, state)
+        turn = Turn(
+            user=text, assistant=self.tokenizer.decode(drawn), tokens=tuple(drawn), seed=seed
+        )
+        added = [*question, *drawn, self._end]
+        cost.prefilled = len(added) - cost.drawn
+        self._snapshots = _grown(snapshots, turn, added, closed.state)
+        self._cost = cost
+
+    def _close(self, unread: list[int], state: LMState) -> Prefilled:
+        closed = self.engine.prefill(torch.tensor([unread], dtype=torch.int64), state)
+        assert closed is not None
+        return closed
+
+
+def _timed(tokens: Iterator[Token], cost: _Cost) -> Iterator[Token]:
+    """The same tokens, counting the time they take but not what the listener does in between."""
+    while True:
+        began = time.perf_counter()
+        token = next(tokens, None)
+        cost.decode_seconds += time.perf_counter() - began
+        if token is None:
+            return
+        yield token
+
+
+def _grown(
+    snapshots: list[Snapshot], turn: Turn, tokens: list[int], state: LMState
+) -> list[Snapshot]:
+    total = snapshots[-1].total_tokens + len(tokens)
+    return [*snapshots, Snapshot(turn, tuple(tokens), total, state)]

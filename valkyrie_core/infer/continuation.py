@@ -1,0 +1,61 @@
+"""One text, continued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from valkyrie_core.data.tokenizer import Tokenizer
+from valkyrie_core.infer.engine import Engine, StopCallback
+from valkyrie_core.infer.sampling import SamplingConfig
+from valkyrie_core.infer.text import Utf8Stream, without_surrogates
+from valkyrie_core.nn.model import HybridLM
+
+
+class Continuation:
+    """Iterating draws the text that follows a prompt, piece by piece; the counts follow.
+
+    The prompt begins a document. The text ends where the model begins another one.
+    """
+
+    def __init__(
+        self,
+        model: HybridLM,
+        tokenizer: Tokenizer,
+        prompt: str,
+        sampling: SamplingConfig,
+        *,
+        max_tokens: int,
+        stop: StopCallback | None = None,
+    ) -> None:
+        self._engine = Engine(model)
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+        self._stop = stop
+        self._begin = tokenizer.special_id("<|doc|>")
+        self._prompt = tokenizer.encode(without_surrogates(prompt))
+        self.prompt_tokens = len(self._prompt)
+        self.tokens = 0
+        """Text tokens drawn so far."""
+        self.ended = False
+        """Whether the model ended the text itself."""
+
+    def __iter__(self) -> Iterator[str]:
+        stream = Utf8Stream()
+        self.tokens, self.ended = 0, False
+        for token in self._engine.generate(
+            [self._begin, *self._prompt],
+            self._engine.model.init_state(1),
+            self._sampling,
+            max_tokens=self._max_tokens,
+            stop_ids=(self._begin,),
+            stop=self._stop,
+        ):
+            if token.is_stop:
+                self.ended = True
+                break
+            self.tokens += 1
+            if piece := stream.feed(self._tokenizer.token_bytes(token.id)):
+                yield piece
+        if piece := stream.finish():
+            yield piece

@@ -47,10 +47,8 @@ def part_of(path: Path) -> str:
 
 
 def family(name: str) -> str:
-    """recipe_yaml belongs to recipe, doctor and the like to runs."""
-    if name.startswith("recipe"):
-        return "recipe"
-    return name
+    """recipe_yaml belongs to recipe, runs_train to runs."""
+    return name.partition("_")[0]
 
 
 def core_imports(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -220,6 +220,12 @@ def _finite(row: dict[str, Any], key: str) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def is_transcript(path: Path) -> bool:
+    """Whether a file looks like a saved conversation."""
+    schema = (_read_object(path) or {}).get("schema")
+    return isinstance(schema, str) and schema.startswith("valkyrie.transcript/")
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())

@@ -324,7 +324,7 @@ class TokenizerBuildReport(Report):
     fingerprint: str
     """sha256 of what it is."""
     documents: int
-    """Training documents that were there to read."""
+    """Training documents that were there to read; 0 where nothing is trained."""
     seconds: float
     """How long it took."""
 

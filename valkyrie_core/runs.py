@@ -1,0 +1,310 @@
+"""Everything that can be done with a run: train, evaluate, generate, chat, list.
+
+The command line calls nothing else, and neither need you:
+
+    from valkyrie_core import Recipe, runs
+    report = runs.train(Recipe.load("quickstart"))
+    model, tokenizer, recipe = runs.load(report.directory)
+
+This module is the only one that knows all parts. It imports them where they are used: listing
+runs answers at once, without torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from valkyrie_core.errors import UsageError
+from valkyrie_core.inventory import RunPlace, find_run, is_transcript, list_runs, show_run
+from valkyrie_core.report import (
+    ChatReport,
+    ChatTurn,
+    DoctorReport,
+    EvalReport,
+    GenerateReport,
+    Sampling,
+    TokenizerBuildReport,
+    TokenizerEvalReport,
+    TrainReport,
+)
+
+if TYPE_CHECKING:
+    from valkyrie_core.data.tokenizer import Tokenizer
+    from valkyrie_core.infer.chat import ChatSession
+    from valkyrie_core.infer.sampling import SamplingConfig
+    from valkyrie_core.nn.model import HybridLM
+    from valkyrie_core.recipe import Recipe
+    from valkyrie_core.train.load import LoadedRun
+    from valkyrie_core.train.progress import StepEvent
+
+__all__ = [
+    "Loaded",
+    "OpenedChat",
+    "RunPlace",
+    "StepEvent",
+    "build_tokenizer",
+    "chat_report",
+    "doctor",
+    "evaluate",
+    "evaluate_tokenizer",
+    "find_run",
+    "generate",
+    "is_transcript",
+    "list_runs",
+    "load",
+    "open_chat",
+    "sampling",
+    "show_run",
+    "train",
+]
+
+GENERATE_TOKENS = 200
+"""The longest continuation, if nothing else is asked for."""
+CHAT_TOKENS = 256
+"""The longest answer, if nothing else is asked for."""
+
+
+class Loaded(NamedTuple):
+    """A trained model with what it takes to use it."""
+
+    model: HybridLM
+    tokenizer: Tokenizer
+    recipe: Recipe
+
+
+class OpenedChat(NamedTuple):
+    """A conversation with a run."""
+
+    session: ChatSession
+    run: str
+    step: int
+    knows_conversations: bool
+    """Whether the run was trained on any."""
+
+
+def load(run: str | Path | None = None, *, runs_dir: str | Path = "runs") -> Loaded:
+    """The model of a run (its best checkpoint), ready to evaluate; None: the newest run.
+
+    Raises:
+        MissingError: there is no such run, or it has no checkpoint.
+        CheckpointError: no checkpoint is valid.
+    """
+    loaded = _load(find_run(run, runs_dir))
+    return Loaded(loaded.model, loaded.tokenizer, loaded.recipe)
+
+
+def _load(place: RunPlace) -> LoadedRun:
+    from valkyrie_core.train.load import load_run
+
+    return load_run(place.path)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    steps: int | None = None,
+    extend_steps: int | None = None,
+    progress: Callable[[StepEvent], None] = lambda _event: None,
+    resume_command: str | None = None,
+) -> TrainReport:
+    """Trains what a recipe says, in runs_dir/name; also writes report.json there.
+
+    Args:
+        resume: go on from the newest valid checkpoint; a finished run is left as it is.
+        steps: fresh, the total and the schedule's horizon; on resume, where to stop earlier.
+        extend_steps: continue a finished run by so many steps.
+        progress: told about every step and validation.
+        resume_command: what goes on with this run; part of messages.
+
+    Raises:
+        ValkyrieError: see `valkyrie_core.train.session.train_run`.
+    """
+    from valkyrie_core.runs_train import train_recipe
+
+    return train_recipe(
+        recipe,
+        resume=resume,
+        steps=steps,
+        extend_steps=extend_steps,
+        progress=progress,
+        resume_command=resume_command or f"valkyrie train {recipe.name} --resume",
+    )
+
+
+def evaluate(
+    run: str | Path | None = None,
+    *,
+    runs_dir: str | Path = "runs",
+    context: Literal["window", "carried"] = "window",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> EvalReport:
+    """Bits per byte on every validation corpus of a run's recipe, with baselines.
+
+    Args:
+        context: what a token is predicted from; see `valkyrie_core.evaluate.bits.Context`.
+        progress: called with the corpus, the positions read, and their total.
+
+    Raises:
+        MissingError: there is no such run, or its texts are gone.
+        CheckpointError: no checkpoint is valid, or the texts are not those of the training.
+    """
+    from valkyrie_core.runs_evaluate import evaluate_run
+
+    return evaluate_run(find_run(run, runs_dir), context=context, progress=progress)
+
+
+def sampling(
+    *,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+) -> SamplingConfig:
+    """How to draw tokens; what is None takes its default. UsageError for a wrong value."""
+    from valkyrie_core.infer.sampling import SamplingConfig
+
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    try:
+        return SamplingConfig.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']})"
+        ) from error
+
+
+def generate(
+    run: str | Path | None = None,
+    *,
+    prompt: str,
+    sampling: SamplingConfig | None = None,
+    max_tokens: int | None = None,
+    on_text: Callable[[str], None] | None = None,
+    runs_dir: str | Path = "runs",
+) -> GenerateReport:
+    """Continues a text.
+
+    Args:
+        sampling: how tokens are drawn; see `sampling`.
+        max_tokens: at most so many; GENERATE_TOKENS if left out.
+        on_text: told every piece of text as soon as it is known.
+    """
+    from valkyrie_core.infer.continuation import Continuation
+    from valkyrie_core.infer.sampling import SamplingConfig
+
+    place = find_run(run, runs_dir)
+    loaded = _load(place)
+    config = sampling or SamplingConfig()
+    limit = max_tokens or GENERATE_TOKENS
+    continuation = Continuation(loaded.model, loaded.tokenizer, prompt, config, max_tokens=limit)
+    began = time.perf_counter()
+    pieces = []
+    for piece in continuation:
+        pieces.append(piece)
+        if on_text is not None:
+            on_text(piece)
+    seconds = time.perf_counter() - began
+    return GenerateReport(
+        run=place.name,
+        step=loaded.checkpoint.step,
+        prompt=prompt,
+        text="".join(pieces),
+        prompt_tokens=continuation.prompt_tokens,
+        tokens=continuation.tokens,
+        stopped_by="end" if continuation.ended else "max_tokens",
+        seconds=seconds,
+        tokens_per_second=continuation.tokens / seconds if seconds else None,
+        sampling=_sampling_report(config, limit),
+    )
+
+
+def _sampling_report(config: SamplingConfig, max_tokens: int) -> Sampling:
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
+        max_tokens=max_tokens,
+    )
+
+
+def open_chat(
+    run: str | Path | None = None,
+    *,
+    sampling: SamplingConfig | None = None,
+    max_tokens: int | None = None,
+    runs_dir: str | Path = "runs",
+) -> OpenedChat:
+    """A conversation with a run; `max_tokens` is per answer, CHAT_TOKENS if left out."""
+    from valkyrie_core.data.formats import TextFormat
+    from valkyrie_core.infer.chat import ChatSession
+    from valkyrie_core.infer.sampling import SamplingConfig
+
+    place = find_run(run, runs_dir)
+    loaded = _load(place)
+    session = ChatSession(
+        loaded.model,
+        loaded.tokenizer,
+        sampling or SamplingConfig(),
+        max_tokens=max_tokens or CHAT_TOKENS,
+    )
+    formats = [corpus.format for corpus in loaded.recipe.data.corpora.values()]
+    return OpenedChat(
+        session=session,
+        run=place.name,
+        step=loaded.checkpoint.step,
+        knows_conversations=not all(isinstance(one, TextFormat) for one in formats),
+    )
+
+
+def chat_report(chat: OpenedChat, turns: list[ChatTurn]) -> ChatReport:
+    """A conversation as one report."""
+    return ChatReport(
+        run=chat.run,
+        step=chat.step,
+        answer=turns[-1].answer if turns else "",
+        tokens=sum(turn.tokens for turn in turns),
+        prompt_tokens=sum(turn.prompt_tokens for turn in turns),
+        seconds=sum(turn.seconds for turn in turns),
+        turns=turns,
+        sampling=_sampling_report(chat.session.sampling, chat.session.max_tokens),
+    )
+
+
+def doctor(
+    runs_dir: str | Path = "runs", *, progress: Callable[[str], None] | None = None
+) -> DoctorReport:
+    """Looks over this machine; `progress` is told what is looked at."""
+    from valkyrie_core.runs_doctor import examine_machine
+
+    return examine_machine(Path(runs_dir), progress)
+
+
+def build_tokenizer(recipe: Recipe, directory: str | Path) -> TokenizerBuildReport:
+    """Trains a recipe's tokenizer, for the cache and for a directory."""
+    from valkyrie_core.runs_tokenizer import build
+
+    return build(recipe, Path(directory))
+
+
+def evaluate_tokenizer(recipe: Recipe) -> TokenizerEvalReport:
+    """What a recipe's tokenizer does to its texts and to hostile ones, and what it costs."""
+    from valkyrie_core.runs_tokenizer import score
+
+    return score(recipe)

@@ -1,0 +1,78 @@
+"""Evaluation, with all parts wired together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from valkyrie_core.data.cache import cache_dir
+from valkyrie_core.data.dataset import prepare
+from valkyrie_core.errors import CheckpointError
+from valkyrie_core.evaluate import corpora
+from valkyrie_core.evaluate.bits import Context
+from valkyrie_core.inventory import RunPlace
+from valkyrie_core.report import CorpusScore, EvalReport
+from valkyrie_core.train.device import resolve_precision
+from valkyrie_core.train.load import load_run
+
+
+def evaluate_run(
+    place: RunPlace, *, context: Context, progress: Callable[[str, int, int], None] | None
+) -> EvalReport:
+    """See `valkyrie_core.runs.evaluate`."""
+    began = time.perf_counter()
+    model, tokenizer, recipe, checkpoint = load_run(place.path)
+    dataset = prepare(recipe.data, tokenizer=tokenizer)
+    if dataset.fingerprint != checkpoint.meta["data_fingerprint"]:
+        raise CheckpointError(
+            "the texts are not those that the run was trained on: it may have read what it is "
+            "asked to predict",
+            hint="put the texts back as they were, or train again",
+        )
+    device = next(model.parameters()).device
+    scores = corpora.score_corpora(
+        model,
+        dataset,
+        context_len=recipe.train.context_len,
+        context=context,
+        precision=resolve_precision(recipe.train.precision, device),
+        cache_dir=cache_dir(),
+        progress=progress,
+    )
+    first = next(iter(scores.values()))
+    return EvalReport(
+        run=place.name,
+        step=checkpoint.step,
+        parameters=model.num_parameters(),
+        context=first.context,
+        context_len=first.context_len,
+        precision=first.precision,
+        seconds=time.perf_counter() - began,
+        corpora={name: _report(score) for name, score in scores.items()},
+    )
+
+
+def _report(score: corpora.CorpusScore) -> CorpusScore:
+    baselines: dict[str, float | None] = {}
+    notes = []
+    beside = score.baselines
+    if beside is not None:
+        baselines = {
+            "uniform": beside.uniform,
+            "unigram": beside.unigram,
+            "xz": beside.xz.bpb,
+            "xz_given_training": beside.xz_given_training.bpb,
+        }
+        xz = beside.xz_given_training
+        if xz.training_bytes < xz.training_bytes_total:
+            notes.append(f"xz read {xz.training_bytes} of {xz.training_bytes_total} training bytes")
+        if xz.validation_bytes < xz.validation_bytes_total:
+            notes.append(f"xz packed {xz.validation_bytes} of {xz.validation_bytes_total} bytes")
+    return CorpusScore(
+        bpb=score.bpb,
+        tokens=score.tokens,
+        bytes=score.bytes,
+        documents=score.documents,
+        baselines=baselines,
+        notes=notes,
+    )

@@ -1,0 +1,176 @@
+"""Training, with all parts wired together: data, trainer, validation, samples, report."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+
+from valkyrie_core import kernels
+from valkyrie_core.data.cache import cache_dir
+from valkyrie_core.data.dataset import Dataset, prepare
+from valkyrie_core.data.packing import PackedSplit
+from valkyrie_core.evaluate.bits import bits_per_byte
+from valkyrie_core.infer.continuation import Continuation
+from valkyrie_core.infer.sampling import SamplingConfig
+from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.rwkv import RWKV7Config
+from valkyrie_core.plan.machine import matmul_peak
+from valkyrie_core.recipe import Recipe
+from valkyrie_core.report import CorpusCounts, SplitCounts, TrainReport
+from valkyrie_core.train.device import resolve_device, resolve_precision
+from valkyrie_core.train.progress import StepEvent, Validation
+from valkyrie_core.train.session import TrainResult, train_run
+
+log = logging.getLogger("valkyrie")
+
+EVAL_BATCH_SIZE = 8
+"""Windows side by side; changes the speed of a validation, not its score."""
+SAMPLE_TOKENS = 200
+"""How long the continuations in samples.md are."""
+
+
+def train_recipe(
+    recipe: Recipe,
+    *,
+    resume: bool,
+    steps: int | None,
+    extend_steps: int | None,
+    progress: Callable[[StepEvent], None],
+    resume_command: str,
+) -> TrainReport:
+    """See `valkyrie_core.runs.train`."""
+    peak_flops = _peak_flops(recipe)
+    result = train_run(
+        recipe,
+        prepare=lambda tokenizer: prepare(recipe.data, tokenizer=tokenizer),
+        evaluate=lambda model, dataset, poll: _validate(recipe, model, dataset, poll),
+        sample=lambda model, dataset, prompt, poll: _sample(recipe, model, dataset, prompt, poll),
+        resume=resume,
+        steps=steps,
+        extend_steps=extend_steps,
+        progress=progress,
+        peak_flops=peak_flops,
+        command=resume_command.removesuffix(" --resume"),
+        resume_command=resume_command,
+    )
+    report = _report(result, peak_flops)
+    result.run.storage.replace_json(result.run.report_file, report.model_dump(mode="json"))
+    return report
+
+
+def describe_kernels(recipe: Recipe, device: torch.device) -> dict[str, str]:
+    """Which implementation computes each kind of mixer in the recipe's model."""
+    forms: dict[str, str] = {}
+    for block in recipe.model.core.blocks.values():
+        mixer = block.mixer
+        if isinstance(mixer, RWKV7Config):
+            form = kernels.available(mixer.head_dim)[0] if device.type == "cpu" else "chunked"
+            forms[mixer.type] = form
+        else:
+            forms[mixer.type] = "scaled_dot_product_attention"
+    return forms
+
+
+def _peak_flops(recipe: Recipe) -> float:
+    device = resolve_device(recipe.device)
+    precision = resolve_precision(recipe.train.precision, device)
+    peak = matmul_peak(precision, cache_dir=cache_dir(), device=str(device))
+    return peak.flops_per_second
+
+
+def _asks(poll: Callable[[], None]) -> Callable[[], bool]:
+    """A poll that raises as one that answers."""
+
+    def stop() -> bool:
+        poll()
+        return False
+
+    return stop
+
+
+def _validate(
+    recipe: Recipe, model: HybridLM, dataset: Dataset, poll: Callable[[], None]
+) -> Validation:
+    """The same score as `evaluate`, on the first train.eval_tokens of each corpus."""
+    nats, num_bytes = 0.0, 0
+    by_corpus = {}
+    for name, corpus in dataset.corpora.items():
+        bits = bits_per_byte(
+            model,
+            corpus.validation,
+            context_len=recipe.train.context_len,
+            batch_size=EVAL_BATCH_SIZE,
+            context="window",
+            max_tokens=recipe.train.eval_tokens,
+            stop=_asks(poll),
+        )
+        nats, num_bytes = nats + bits.nats, num_bytes + bits.bytes
+        by_corpus[name] = bits.bpb
+    return Validation(nats / math.log(2) / num_bytes, by_corpus)
+
+
+def _sample(
+    recipe: Recipe, model: HybridLM, dataset: Dataset, prompt: str, poll: Callable[[], None]
+) -> str:
+    continuation = Continuation(
+        model,
+        dataset.tokenizer,
+        prompt,
+        SamplingConfig(seed=recipe.seed),
+        max_tokens=SAMPLE_TOKENS,
+        stop=_asks(poll),
+    )
+    return "".join(continuation)
+
+
+def _report(result: TrainResult, peak_flops: float) -> TrainReport:
+    validation = result.validation
+    seconds = result.seconds
+    return TrainReport(
+        run=result.run.name,
+        directory=str(result.run.path),
+        steps=result.step,
+        total_steps=result.horizon,
+        finished=result.finished,
+        tokens_seen=result.tokens_seen,
+        seconds=seconds,
+        # a sitting that had nothing left to do still tells the run's speed
+        tokens_per_second=result.tokens_per_second
+        or (result.tokens_seen / seconds if seconds else None),
+        train_loss=result.train_loss,
+        val_bpb=validation.bpb if validation else None,
+        val_bpb_by_corpus=dict(validation.by_corpus) if validation else {},
+        best_val_bpb=result.best_bpb,
+        best_step=result.best_step,
+        parameters=result.parameters,
+        device=str(result.device),
+        precision=result.precision,
+        threads=torch.get_num_threads(),
+        kernels=describe_kernels(result.recipe, result.device),
+        peak_flops=peak_flops,
+        mfu=result.mfu,
+        checkpoint=str(result.checkpoint),
+        data_fingerprint=result.dataset.fingerprint,
+        corpora={
+            name: CorpusCounts(
+                train=_counts(corpus.train),
+                validation=_counts(corpus.validation),
+                dropped=corpus.dropped,
+                truncated=corpus.truncated,
+            )
+            for name, corpus in result.dataset.corpora.items()
+        },
+    )
+
+
+def _counts(split: PackedSplit) -> SplitCounts:
+    counts = split.counts
+    return SplitCounts(
+        documents=counts.documents,
+        tokens=counts.tokens,
+        bytes=counts.bytes,
+        bytes_per_token=counts.bytes_per_token if counts.tokens else None,
+    )

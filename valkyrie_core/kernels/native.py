@@ -54,9 +54,13 @@ def library(head_dim: int) -> ctypes.CDLL:
         try:
             if not path.exists():
                 _build(compiler, flags, path)
-            return _declare(ctypes.CDLL(str(path)))
+            loaded = _declare(ctypes.CDLL(str(path)))
         except (BuildError, OSError) as error:
             errors.append(str(error))
+            continue
+        if "-fopenmp" not in extra:
+            log.warning("the native WKV-7 kernel runs on one core: %s has no OpenMP", compiler)
+        return loaded
     raise BuildError(errors[0])
 
 
@@ -66,23 +70,17 @@ def why_not(head_dim: int) -> str | None:
         return "VALKYRIE_NATIVE=0"
     if head_dim % 4:
         return f"a head of {head_dim} is no multiple of 4"
-    try:
-        _available(head_dim)
-    except BuildError as error:
-        return str(error)
-    return None
+    return _failure(head_dim)
 
 
 @functools.cache
-def _available(head_dim: int) -> bool:
+def _failure(head_dim: int) -> str | None:
+    # cached besides `library`: a build that failed is not tried again at every call
     try:
         library(head_dim)
     except BuildError as error:
-        reason = str(error)
-    else:
-        return True
-    # a failed build is not tried again at every call
-    raise BuildError(reason)
+        return str(error)
+    return None
 
 
 def forward(

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from valkyrie_core.kernels import native
 
+STRETCH = 32
+"""Tokens between two saved states, as in the kernel's source."""
 # per state element and token: decay 1, S a 2, two rank-1 updates 4, S r 2
 FLOPS_PER_STATE_ELEMENT = 9
 # the backward pass makes the states again and has two products for each of the forward's
@@ -48,11 +50,12 @@ def _(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, N, H = r.shape
-    single = {"dtype": torch.float32}
-    sa = r.new_empty((B, T, N, H) if save else (0,), **single)
-    stretches = -(-T // 32)
-    checkpoints = r.new_empty((B, N, stretches, H, H) if save else (0,), **single)
-    return torch.empty_like(r), r.new_empty((B, N, H, H), **single), sa, checkpoints
+    stretches = -(-T // STRETCH)
+    empty = r.new_empty([0], dtype=torch.float32)
+    sa = r.new_empty([B, T, N, H], dtype=torch.float32) if save else empty
+    saved = r.new_empty([B, N, stretches, H, H], dtype=torch.float32) if save else empty
+    final = r.new_empty([B, N, H, H], dtype=torch.float32)
+    return torch.empty_like(r), final, sa, saved.clone()
 
 
 @torch.library.custom_op("valkyrie::wkv7_backward", mutates_args=(), device_types="cpu")

@@ -18,7 +18,6 @@ from valkyrie_core.errors import MissingError, UsageError
 from valkyrie_core.infer.chat import ChatSession
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.infer.sampling import SamplingConfig
-from valkyrie_core.infer.text import complete
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState
 
@@ -301,32 +300,3 @@ class TestTranscript:
     def test_a_folder_that_does_not_exist(self, session: ChatSession, tmp_path: Path) -> None:
         with pytest.raises(Exception, match="can't write"):
             session.save(tmp_path / "none" / "t.json")
-
-
-class TestComplete:
-    def test_streams_the_text_it_returns(self, model: HybridLM) -> None:
-        pieces: list[str] = []
-        engine = Engine(model)
-        done = complete(engine, TOKENIZER, "To be", SAMPLING, max_tokens=30, on_text=pieces.append)
-        assert "".join(pieces) == done.text
-        assert done.prompt_tokens == 6
-        assert done.tokens == 30
-        assert not done.ended
-        again = complete(engine, TOKENIZER, "To be", SAMPLING, max_tokens=30)
-        assert again.text == done.text
-
-    def test_ends_with_the_document(self, model: HybridLM) -> None:
-        hot = SamplingConfig(temperature=10, top_p=1.0)
-        done = complete(Engine(model), TOKENIZER, "x", hot, max_tokens=5000)
-        assert done.ended
-        assert done.tokens < 5000
-
-    def test_an_empty_prompt_begins_a_document(self, model: HybridLM) -> None:
-        done = complete(Engine(model), TOKENIZER, "", SAMPLING, max_tokens=4)
-        assert (done.prompt_tokens, done.tokens) == (1, 4)
-
-    def test_stop(self, model: HybridLM) -> None:
-        stopped = complete(Engine(model), TOKENIZER, "x", SAMPLING, max_tokens=9, stop=Countdown(3))
-        assert stopped.tokens == 2
-        nothing = complete(Engine(model), TOKENIZER, "x", SAMPLING, max_tokens=9, stop=Countdown(0))
-        assert (nothing.tokens, nothing.text) == (0, "")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.infer.engine import Engine, StopCallback
 from valkyrie_core.infer.sampling import SamplingConfig
-from valkyrie_core.infer.text import Utf8Stream, without_surrogates
+from valkyrie_core.infer.text import Utf8Stream
 from valkyrie_core.nn.model import HybridLM
 
 
@@ -33,7 +33,7 @@ class Continuation:
         self._max_tokens = max_tokens
         self._stop = stop
         self._begin = tokenizer.special_id("<|doc|>")
-        self._prompt = tokenizer.encode(without_surrogates(prompt))
+        self._prompt = tokenizer.encode(prompt)
         self.prompt_tokens = len(self._prompt)
         self.tokens = 0
         """Text tokens drawn so far."""

@@ -52,7 +52,8 @@ def examine(
     Args:
         runs_dir: where runs will be written; need not exist yet.
         cache_dir: where data sets and measured peaks are kept.
-        kernels: the kernels package; a function `available()` in it names the native forms.
+        kernels: the kernels package; `available()` in it gives the form of WKV-7 that will run
+            and, where that is not the native one, why.
         self_test: trains one step and gives the loss before and after it.
         device: what to measure.
         refresh: measure the matmul peak again.
@@ -150,15 +151,21 @@ def check_bf16(device: str) -> Check:
 
 
 def check_kernels(kernels: object) -> Check:
-    """Which form of the RWKV-7 recurrence will run."""
+    """Which form of the RWKV-7 recurrence will run on the CPU, and why not the native one."""
     available = getattr(kernels, "available", None)
-    names = [str(name) for name in available()] if callable(available) else []
-    if names:
-        return Check(status="ok", what="kernels", detail=f"wkv7: {', '.join(names)}")
+    if not callable(available):
+        return Check(
+            status="ok",
+            what="kernels",
+            detail="wkv7: the chunked form in plain torch; there is no native kernel",
+        )
+    form, reason = available()
+    if reason is None:
+        return Check(status="ok", what="kernels", detail=f"wkv7: {form}")
     return Check(
-        status="ok",
+        status="warn",
         what="kernels",
-        detail="wkv7: the chunked form in plain torch; no native kernel is built",
+        detail=f"wkv7: the {form} form in plain torch, several times slower than native: {reason}",
     )
 
 

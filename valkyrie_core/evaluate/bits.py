@@ -1,0 +1,263 @@
+"""Bits per byte: how well a model compresses held-out text, whatever its tokenizer.
+
+Shapes: B batch (documents side by side), T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from valkyrie_core.config import Config
+from valkyrie_core.data.packing import PackedSplit
+from valkyrie_core.data.tokenizer import NUM_RESERVED
+from valkyrie_core.errors import DivergedError, StoppedError
+from valkyrie_core.nn.model import IGNORED, HybridLM
+
+PADDING_DOCUMENT = -1
+
+Context = Literal["carried", "window"]
+"""What a token is predicted from.
+
+`carried`: all of its document before it; the state is carried from chunk to chunk.
+`window`: at most context_len tokens, at least half of that once the document is so long: windows
+of context_len that overlap by half, of which the second half is scored. It costs twice as much and
+never asks attention for positions that it was not trained on.
+"""
+
+
+class BitsPerByte(Config):
+    """The score of a model on one text."""
+
+    bpb: float
+    """Bits per UTF-8 byte of scored text; lower is better."""
+    nats: float
+    """Summed cross-entropy of the scored tokens."""
+    tokens: int
+    """Scored tokens; markers are none."""
+    bytes: int
+    """UTF-8 bytes of the scored tokens."""
+    documents: int
+    """Documents with at least one scored token."""
+    seconds: float
+    """Wall-clock time."""
+    context: Context
+    """What a token was predicted from."""
+    context_len: int
+    """Tokens per chunk or window."""
+    precision: Literal["fp32", "bf16"]
+    """The arithmetic of the matrix products."""
+    complete: bool
+    """False if it was stopped, or limited to the first tokens."""
+
+
+class Piece(NamedTuple):
+    """A stretch of one document: it reads [start, end) and is scored from `score_from` on.
+
+    Positions are those of the split; the token at position p is predicted by what is before it.
+    """
+
+    document: int
+    start: int
+    score_from: int
+    end: int
+
+
+class Chunk(NamedTuple):
+    """One forward pass."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    doc_BT: Tensor
+    starts_afresh: bool
+    """Whether the state before it is that of no token."""
+
+
+def bits_per_byte(
+    model: HybridLM,
+    split: PackedSplit,
+    *,
+    context_len: int,
+    batch_size: int = 8,
+    context: Context = "carried",
+    max_tokens: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> BitsPerByte:
+    """Scores every scored text token of a split exactly once; markers are read, not scored.
+
+    Args:
+        context_len: tokens per chunk or window.
+        batch_size: documents (or windows) side by side; changes speed, not the score.
+        max_tokens: only the first so many tokens of the split.
+        progress: called with the positions read and their total after every chunk.
+        stop: polled before every chunk; what was scored so far is then the result.
+
+    Raises:
+        ValueError: nothing in the split is scored.
+        DivergedError: the loss is not finite.
+        StoppedError: stopped before anything was scored.
+    """
+    began = time.perf_counter()
+    pieces = cut_documents(split, context_len, context=context, max_tokens=max_tokens)
+    total = sum(piece.end - piece.start - 1 for piece in pieces)
+    tally = _Tally(split)
+    stopped = False
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    state = model.init_state(1)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast:
+            for chunk in chunks(split, pieces, batch_size=batch_size, context_len=context_len):
+                stopped = stop is not None and stop()
+                if stopped:
+                    break
+                if chunk.starts_afresh:
+                    state = model.init_state(chunk.tokens_BT.shape[0])
+                tokens_BT, targets_BT, doc_BT = (x.to(device) for x in chunk[:3])
+                losses_BT, state = model.token_losses(tokens_BT, targets_BT, state, doc_BT)
+                tally.add(chunk, losses_BT)
+                if progress is not None:
+                    progress(tally.read, total)
+    finally:
+        model.train(was_training)
+    return tally.score(
+        seconds=time.perf_counter() - began,
+        context=context,
+        context_len=context_len,
+        precision=precision,
+        stopped=stopped,
+        complete=not stopped and (max_tokens is None or max_tokens >= len(split.tokens)),
+    )
+
+
+class _Tally:
+    """Sums over the chunks that were scored."""
+
+    def __init__(self, split: PackedSplit) -> None:
+        self.token_lengths = split.token_lengths
+        self.nats = 0.0
+        self.tokens = self.bytes = self.read = 0
+        self.documents: set[int] = set()
+
+    def add(self, chunk: Chunk, losses_BT: Tensor) -> None:
+        """Adds one chunk; the losses are 0 where nothing is scored."""
+        self.nats += float(losses_BT.to("cpu", torch.float64).sum())
+        scored_BT = chunk.targets_BT != IGNORED
+        self.tokens += int(scored_BT.sum())
+        self.bytes += int(self.token_lengths[chunk.targets_BT[scored_BT].numpy()].sum())
+        self.documents.update(chunk.doc_BT[scored_BT].tolist())
+        self.read += int((chunk.doc_BT != PADDING_DOCUMENT).sum())
+
+    def score(
+        self,
+        *,
+        seconds: float,
+        context: Context,
+        context_len: int,
+        precision: Literal["fp32", "bf16"],
+        stopped: bool,
+        complete: bool,
+    ) -> BitsPerByte:
+        """The result; raises as `bits_per_byte` says."""
+        if not math.isfinite(self.nats):
+            raise DivergedError(
+                "the loss on the validation text is not finite",
+                hint="the weights are damaged or the training diverged: take an earlier checkpoint",
+            )
+        if self.bytes == 0:
+            if stopped:
+                raise StoppedError("the evaluation was stopped before any text was scored")
+            raise ValueError("no text was scored")
+        return BitsPerByte(
+            bpb=self.nats / math.log(2) / self.bytes,
+            nats=self.nats,
+            tokens=self.tokens,
+            bytes=self.bytes,
+            documents=len(self.documents),
+            seconds=seconds,
+            context=context,
+            context_len=context_len,
+            precision=precision,
+            complete=complete,
+        )
+
+
+def cut_documents(
+    split: PackedSplit, context_len: int, *, context: Context, max_tokens: int | None
+) -> list[Piece]:
+    """The pieces that score every token after a document's first marker exactly once."""
+    pieces: list[Piece] = []
+    limit = len(split.tokens) if max_tokens is None else max_tokens
+    for document in range(len(split.doc_starts) - 1):
+        start = int(split.doc_starts[document])
+        end = min(int(split.doc_starts[document + 1]), limit)
+        # the marker that begins a document is read, not predicted
+        first = start + 1
+        if first >= end:
+            continue
+        if context == "carried":
+            pieces.append(Piece(document, start, first, end))
+            continue
+        while first < end:
+            # the last token is a target only: context_len inputs are context_len + 1 tokens
+            last = min(start + context_len + 1, end)
+            pieces.append(Piece(document, start, first, last))
+            first, start = last, last - 1 - context_len // 2
+    return pieces
+
+
+def chunks(
+    split: PackedSplit, pieces: list[Piece], *, batch_size: int, context_len: int
+) -> Iterator[Chunk]:
+    """Lays pieces side by side, the longest first, and cuts them in chunks of context_len.
+
+    A group of pieces begins with a fresh state, so the memory of a key-value cache is bounded by
+    the longest document. Equal lengths keep their order: the layout is deterministic.
+    """
+    order = sorted(pieces, key=lambda piece: piece.start - piece.end)
+    for begin in range(0, len(order), batch_size):
+        group = order[begin : begin + batch_size]
+        longest = group[0].end - group[0].start - 1
+        for offset in range(0, longest, context_len):
+            width = min(context_len, longest - offset)
+            tokens_BT = torch.zeros(len(group), width, dtype=torch.int64)
+            targets_BT = torch.full_like(tokens_BT, IGNORED)
+            doc_BT = torch.full_like(tokens_BT, PADDING_DOCUMENT)
+            for row, piece in enumerate(group):
+                _fill_row(split, piece, offset, tokens_BT[row], targets_BT[row], doc_BT[row])
+            yield Chunk(tokens_BT, targets_BT, doc_BT, offset == 0)
+
+
+def _fill_row(
+    split: PackedSplit,
+    piece: Piece,
+    offset: int,
+    tokens_T: Tensor,
+    targets_T: Tensor,
+    doc_T: Tensor,
+) -> None:
+    start = piece.start + offset
+    length = min(len(tokens_T), piece.end - 1 - start)
+    if length <= 0:
+        return
+    ids = np.asarray(split.tokens[start : start + length + 1]).astype(np.int64)
+    tokens_T[:length] = torch.from_numpy(ids[:-1])
+    # markers stand for no bytes: an end that is predicted well would make the text look easier
+    scored = (np.arange(start + 1, start + 1 + length) >= piece.score_from) & (
+        ids[1:] >= NUM_RESERVED
+    )
+    if split.scored is not None:
+        scored &= np.asarray(split.scored[start + 1 : start + 1 + length]) != 0
+    targets_T[:length] = torch.from_numpy(np.where(scored, ids[1:], IGNORED))
+    doc_T[:length] = piece.document

@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step), and the lanes that validation text is read on.
+"""Training batches: a pure function of (seed, step).
 
 Shapes: B batch, T time. A training window is T + 1 tokens of a corpus's stream, read as a ring;
 an epoch cuts the ring into windows that share no target, from a random place on, and shuffles
@@ -7,8 +7,7 @@ them. There is no loader state: any step's batch can be computed at once.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +17,10 @@ import xxhash
 from torch import Tensor
 
 from valkyrie_core.data.dataset import Dataset
-from valkyrie_core.data.documents import NUM_RESERVED
 from valkyrie_core.data.packing import PackedSplit
-from valkyrie_core.errors import RecipeError
 
 IGNORED = -100
 """The target of a token that is not scored."""
-PADDING = -1
-"""The document id of padding."""
 _BLOCK = 840
 """Samples per block of a mixture: divisible by 1 to 8, so simple ratios are exact."""
 
@@ -81,18 +76,16 @@ class _Windows:
             phase = int(bits[0] % np.uint64(self._length))
             starts = phase + np.arange(self._per_epoch, dtype=np.int64) * self._context_len
             starts = starts[np.argsort(bits[1:], kind="stable")]
-            if self._split.scored is not None:
-                starts = starts[[self._has_target(int(start)) for start in starts]]
+            if (scored := self._split.scored) is not None:
+                starts = starts[[self._has_target(scored, start) for start in starts.tolist()]]
             while len(self._epochs) >= 2:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = starts
         return self._epochs[epoch]
 
-    def _has_target(self, start: int) -> bool:
-        positions = np.arange(start + 1, start + 1 + self._context_len) % self._length
-        return (
-            bool(np.any(self._split.scored[positions])) if self._split.scored is not None else True
-        )
+    def _has_target(self, scored: npt.NDArray[np.uint8], start: int) -> bool:
+        places = np.arange(start + 1, start + 1 + self._context_len) % self._length
+        return bool(scored[places].any())
 
     def _window(self, start: int) -> tuple[Int64, Int64, Int64]:
         split = self._split
@@ -177,99 +170,3 @@ def _quotas(weights: list[float], size: int) -> Int64:
     while quotas.sum() > size:
         quotas[np.argmax(quotas)] -= 1
     return quotas
-
-
-class EvaluationBatch(NamedTuple):
-    """One chunk of every lane, int64 tensors [B, T], and how much of it is scored."""
-
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    doc_BT: Tensor
-    num_bytes: int
-    """UTF-8 bytes that the scored tokens stand for."""
-    num_tokens: int
-    """Scored tokens."""
-
-
-def evaluation_batches(
-    split: PackedSplit,
-    *,
-    batch_size: int,
-    context_len: int,
-    max_tokens: int | None = None,
-    segment_len: int | None = None,
-) -> Iterator[EvaluationBatch]:
-    """Lays documents on at most `batch_size` lanes and yields the lanes chunk by chunk.
-
-    The caller carries the model's state from chunk to chunk: a document goes on where its id is
-    the same, the next one starts fresh, and the ends of shorter lanes are padding (-1). Every
-    scored text token is a target exactly once; special tokens never are. `segment_len` cuts
-    documents into segments that are read independently, each with at most that many tokens of
-    context. `max_tokens` stops every lane after its share of them. Raises RecipeError where that
-    leaves nothing to score.
-    """
-    lanes = _lanes(split, batch_size, segment_len)
-    length = max(len(places) for places, _ in lanes)
-    if max_tokens is not None:
-        length = min(length, max(1, max_tokens // len(lanes)))
-    scored_tokens = 0
-    for start in range(0, length, context_len):
-        batch = _chunk(split, lanes, start, min(start + context_len, length), context_len)
-        scored_tokens += batch.num_tokens
-        yield batch
-    if scored_tokens == 0:
-        raise RecipeError(
-            "the validation tokens that are read hold nothing to score",
-            hint="raise train.eval_tokens",
-        )
-
-
-def _lanes(
-    split: PackedSplit, batch_size: int, segment_len: int | None
-) -> list[tuple[Int64, Int64]]:
-    """For each lane: the places in the stream of its input tokens, and their segments' ids."""
-    segments = []
-    for start, end in zip(
-        split.doc_starts[:-1].tolist(), split.doc_starts[1:].tolist(), strict=True
-    ):
-        # the last token is never an input: what follows it is the next document's marker
-        size = end - 1 - start if segment_len is None else segment_len
-        segments += [(a, min(a + size, end - 1)) for a in range(start, end - 1, size)]
-    lanes: list[list[int]] = [[] for _ in range(min(batch_size, len(segments)))]
-    lengths = [(0, lane) for lane in range(len(lanes))]
-    for number, (start, end) in enumerate(segments):
-        length, lane = heapq.heappop(lengths)
-        lanes[lane].append(number)
-        heapq.heappush(lengths, (length + end - start, lane))
-    return [
-        (
-            np.concatenate([np.arange(*segments[number]) for number in lane]),
-            np.repeat(lane, [segments[number][1] - segments[number][0] for number in lane]),
-        )
-        for lane in lanes
-    ]
-
-
-def _chunk(
-    split: PackedSplit, lanes: list[tuple[Int64, Int64]], start: int, end: int, context_len: int
-) -> EvaluationBatch:
-    shape = (len(lanes), context_len)
-    tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-    documents = np.full(shape, PADDING, np.int64)
-    for row, (places, numbers) in enumerate(lanes):
-        inputs = places[start:end]
-        tokens[row, : len(inputs)] = split.tokens[inputs]
-        documents[row, : len(inputs)] = numbers[start:end]
-        following = split.tokens[inputs + 1].astype(np.int64)
-        following[following < NUM_RESERVED] = IGNORED
-        if split.scored is not None:
-            following[split.scored[inputs + 1] == 0] = IGNORED
-        targets[row, : len(inputs)] = following
-    scored = targets[targets != IGNORED]
-    return EvaluationBatch(
-        torch.from_numpy(tokens),
-        torch.from_numpy(targets),
-        torch.from_numpy(documents),
-        int(split.token_lengths[scored].sum()),
-        len(scored),
-    )

@@ -19,7 +19,7 @@ _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _CRUDE = re.compile(
     r"\b(?:(?:mother)?fuck\w*|shit\w*|bullshit|bitch\w*|cunts?|dicks?|assholes?|whores?|sluts?|"
-    r"fag(?:got)?s?|nigg\w+|porn\w*|sex\w*|nudes?|boobs?|penis|vagina|pissed|retard\w*)\b",
+    r"fag(?:got)?s?|nigg\w+|porn\w*|sex(?:y|ier|iest|ual\w*)?|nudes?|boobs?|penis|vagina|pissed|retard\w*)\b",
     re.IGNORECASE,
 )
 
@@ -90,7 +90,9 @@ class ChatterbotFormat(Config):
         """The conversations of one file, in order."""
         try:
             content = yaml.load(source.data, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
-            conversations = list(content["conversations"])
+            conversations = content["conversations"]
+            if not isinstance(conversations, list):
+                raise TypeError("conversations is no list")
         except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = str(error).replace("\n", " ") or type(error).__name__
             raise MissingError(f"{source.name}: not chatterbot's YAML ({reason})") from error

@@ -139,9 +139,11 @@ def _write(
         storage.write_tensors(temporary / name, tensors)
         storage.sync(temporary / name)
         _compare(temporary / name, tensors)
-    text = json.dumps(meta, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    storage.write_bytes(temporary / META, text.encode())
+    data = json.dumps(meta, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    storage.write_bytes(temporary / META, data)
     storage.sync(temporary / META)
+    if (temporary / META).read_bytes() != data:
+        raise OSError(errno.EIO, f"{META} reads back differently")
     manifest = Manifest.of_directory(temporary, step, FILES)
     storage.write_bytes(temporary / MANIFEST, manifest.to_bytes())
     storage.sync(temporary / MANIFEST)
@@ -149,7 +151,7 @@ def _write(
     try:
         verify_files(temporary, step, FILES)
     except CheckpointError as error:
-        raise OSError(errno.EIO, f"what was written reads back differently: {error}") from error
+        raise OSError(errno.EIO, f"it reads back differently: {error}") from error
 
 
 def _publish(temporary: Path, final: Path, storage: Storage) -> None:

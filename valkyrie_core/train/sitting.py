@@ -92,27 +92,29 @@ def go_on(run: RunDir, recipe: Recipe, *, steps: int | None, extend_steps: int |
         extensions = _extensions(run, checkpoint)
     plan = LRPlan(recipe.train.schedule, recipe.train.steps, extensions)
     step = checkpoint.step if checkpoint else 0
-    if extend_steps is not None:
+    if extend_steps is None:
+        until = _until(plan, step, steps)
+    else:
         plan = _extended(run, plan, step, extend_steps)
-    elif step >= plan.horizon:
+        until = _until(plan, step, steps)
+        run.save_extensions(plan.extensions)
+        log.warning("extended: %s", plan.describe_extension())
+    if step >= plan.horizon:
         log.warning(
             "the run %s is finished at step %d; --extend-steps N continues it", run.name, step
         )
-    return Sitting(recipe, plan, _until(plan, step, steps), checkpoint)
+    return Sitting(recipe, plan, until, checkpoint)
 
 
 def _extended(run: RunDir, plan: LRPlan, step: int, extend_steps: int) -> LRPlan:
-    """The plan of a finished run with another extension, which is stored at once."""
+    """The plan of a finished run with another extension."""
     if step < plan.horizon:
         raise UsageError(
             f"the run {run.name} is not finished: it is at step {step} of {plan.horizon}",
             hint="finish it with --resume, then extend it",
         )
     extension = Extension(plan.horizon, extend_steps)
-    extended = LRPlan(plan.schedule, plan.steps, (*plan.extensions, extension))
-    run.save_extensions(extended.extensions)
-    log.warning("extended: %s", extended.describe_extension())
-    return extended
+    return LRPlan(plan.schedule, plan.steps, (*plan.extensions, extension))
 
 
 def _until(plan: LRPlan, step: int, steps: int | None) -> int:

@@ -97,6 +97,11 @@ def resolve_bytes(data: bytes, name: str, overrides: Overrides = ()) -> Resolved
     """The recipe in a file's content; `name` is the file in error messages. Raises RecipeError."""
     source = read_yaml(data, name)
     apply_overrides(source, overrides, Recipe)
+    return validate(source)
+
+
+def validate(source: Source) -> Resolved:
+    """The recipe that a source holds. Raises RecipeError."""
     problems = list(source.problems)
     recipe = None
     try:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from valkyrie_core.config import Config
 from valkyrie_core.recipe_schema import (
+    all_keys,
     all_type_names,
     annotation_at,
     chosen,
@@ -65,7 +66,10 @@ class _Explainer:
             return Problem(self.source.at_value(path), path, self.unknown_type(path, parent))
         if kind == "value_error":
             return self.misfit(detail["ctx"]["error"], path, annotation)
-        message = f"{_expected(detail)} (got {shown(detail['input'])})"
+        message = _expected(detail)
+        if not message.endswith("empty"):
+            length = detail.get("ctx", {}).get("actual_length")
+            message += f" (got {shown(detail['input']) if length is None else length})"
         return Problem(self.source.at_value(path), path, message)
 
     def help(self, path: KeyPath) -> str:
@@ -87,22 +91,26 @@ class _Explainer:
         if near is None:
             elsewhere = self.elsewhere(key, parent, path)
             if elsewhere:
-                return f"unknown key - {elsewhere}"
+                return f"unknown key - '{key}' is a key of {elsewhere}"
             near = nearest(key, free) or nearest(key, fields)
         if near is None:
+            distant = nearest(key, all_keys(self.root), loosely=False)
+            elsewhere = self.elsewhere(distant, parent, path) if distant else None
+            if elsewhere:
+                return f"unknown key - did you mean '{distant}', a key of {elsewhere}?"
             return f"unknown key - the keys here are {', '.join(fields)}"
         self.meant.add((*path[:-1], near))
         return f"unknown key - did you mean '{near}'?"
 
     def elsewhere(self, key: str, parent: Any, path: KeyPath) -> str | None:
-        """Where an unknown key would be right: with another type, or in another section."""
+        """Where a key would be right: with another type, or in another section."""
         owners = [
             type_names(section)[0]
             for section in sections(parent)
             if key in section.model_fields and type_names(section)
         ]
         if owners:
-            return f"'{key}' is a key of type {_listed(owners, 'or')}"
+            return f"type {_listed(owners, 'or')}"
         places = places_of_key(self.root, key)
         if not places or key == "type":
             return None
@@ -116,9 +124,7 @@ class _Explainer:
             return (-shared, len(place))
 
         place = min(places, key=closeness)
-        return (
-            f"'{key}' is a key of {dotted(place)}" if place else f"'{key}' is a key of the recipe"
-        )
+        return dotted(place) or "the recipe itself"
 
     def no_type(self, path: KeyPath, annotation: Any) -> Problem:
         """A section whose type is chosen by `type`, and no `type`."""
@@ -198,17 +204,9 @@ def _expected(detail: dict[str, Any]) -> str:
         return f"should be a list{brackets}"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return "should be a section of keys and values"
-    if kind in ("too_short", "too_long"):
-        bound, count = (
-            ("least", context["min_length"])
-            if kind == "too_short"
-            else (
-                "most",
-                context["max_length"],
-            )
-        )
-        return f"should have at {bound} {count} item{'s' if count != 1 else ''}"
     templates = {
+        "too_short": "should have {min_length} items or more",
+        "too_long": "should have {max_length} items or less",
         "bool_type": "should be true or false",
         "finite_number": "should be a finite number",
         "string_pattern_mismatch": "should match {pattern}",
@@ -219,10 +217,15 @@ def _expected(detail: dict[str, Any]) -> str:
         "less_than": "should be less than {lt}",
         "less_than_equal": "should be at most {le}",
     }
-    if kind == "string_too_short" and context["min_length"] == 1:
+    if kind in ("string_too_short", "too_short") and context["min_length"] == 1:
         return "should not be empty"
     if kind in templates:
-        return templates[kind].format(**context)
+        return templates[kind].format_map(
+            {
+                name: int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+                for name, bound in context.items()
+            }
+        )
     text: str = detail["msg"]
     return re.sub(r"^Input should", "should", text)
 

@@ -44,12 +44,11 @@ def find_recipe(path_or_name: str | Path) -> Path:
     """
     text = str(path_or_name)
     path = Path(text)
-    if isinstance(path_or_name, str) and path.suffix not in _SUFFIXES and _NAME.fullmatch(text):
-        for _, folder in _folders():
-            for candidate in (folder / f"{text}.yaml", folder / "tiny" / f"{text}.yaml"):
-                if candidate.is_file():
-                    return candidate
+    is_name = isinstance(path_or_name, str) and path.suffix not in _SUFFIXES
     try:
+        named = _named(text) if is_name and _NAME.fullmatch(text) else None
+        if named is not None:
+            return named
         if path.is_dir():
             raise MissingError(f"{text} is a folder, not a recipe", hint=_suggestion(path.name))
         exists = path.exists()
@@ -58,6 +57,14 @@ def find_recipe(path_or_name: str | Path) -> Path:
     if not exists:
         raise MissingError(f"there is no recipe {text}", hint=_suggestion(text))
     return path
+
+
+def _named(name: str) -> Path | None:
+    for _, folder in _folders():
+        for candidate in (folder / f"{name}.yaml", folder / "tiny" / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    return None
 
 
 def read_recipe_bytes(path: Path) -> bytes:
@@ -99,14 +106,15 @@ def copy_recipe(path_or_name: str, destination: str | Path | None = None) -> Pat
     data = read_recipe_bytes(source)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{target.parent} is not a folder") from None
+    try:
         with target.open("xb") as file:
             file.write(data)
     except FileExistsError:
         raise UsageError(
             f"{target} exists already", hint="name another file, or remove this one first"
         ) from None
-    except NotADirectoryError:
-        raise UsageError(f"{target.parent} is not a folder") from None
     return target
 
 

@@ -26,9 +26,9 @@ def apply_overrides(source: Source, overrides: Overrides, root: type[Config]) ->
     """
     if isinstance(overrides, Mapping):
         overrides = [f"{path}={_as_json(value)}" for path, value in overrides.items()]
-    for override in overrides:
+    for index, override in enumerate(overrides):
         try:
-            _apply(source, override, root)
+            _apply(source, override, index, root)
         except StopReadingError as stop:
             source.problems.append(stop.problem)
 
@@ -45,14 +45,14 @@ def _not_applicable(at: At, message: str) -> StopReadingError:
     return StopReadingError(Problem(at, (), message))
 
 
-def _apply(source: Source, override: str, root: type[Config]) -> None:
+def _apply(source: Source, override: str, index: int, root: type[Config]) -> None:
     left, equals, text = override.partition("=")
     label = override if len(override) <= _SHOWN_CHARACTERS else f"{left}=..."
-    at = At("", override=label)
+    at = At("", line=index, override=label)
     keys = split_dotted(left.strip())
     if not equals or keys is None:
         raise _not_applicable(at, "an override is path=value, such as train.steps=100")
-    value, problems = read_value(text, label)
+    value, problems = read_value(text, at)
     *parents, last = keys
     path: KeyPath = ()
     section: Any = source.tree
@@ -130,6 +130,6 @@ def _switch_type(
     for key in [key for key in section if key != "type"]:
         child = (*path, key)
         under = [at for known, at in source.values.items() if known[: len(child)] == child]
-        if not any(at.override for at in under):
+        if not any(at.override is not None for at in under):
             del section[key]
             source.forget(child)

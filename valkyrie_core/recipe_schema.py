@@ -129,6 +129,11 @@ def annotation_at(root: type[Config], tree: Any, path: KeyPath) -> Any:
     return annotation
 
 
+def all_keys(root: type[Config]) -> list[str]:
+    """Every key that a recipe may hold somewhere."""
+    return list(dict.fromkeys(key for _, section in _walk(root) for key in section.model_fields))
+
+
 def places_of_key(root: type[Config], key: str) -> list[tuple[str, ...]]:
     """Every section that may hold `key`, as a path; names that a recipe makes up are `NAME`."""
     return list(dict.fromkeys(path for path, section in _walk(root) if key in section.model_fields))

@@ -20,25 +20,27 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class At:
-    """A place: a line and a column of a file (both from 1), or an override."""
+    """A place: a line and a column of a file (both from 1), or an override (`line` counts them)."""
 
     file: str
     line: int = 0
     column: int = 0
-    override: str = ""
+    override: str | None = None
 
     def __str__(self) -> str:
-        return f"--set {self.override}" if self.override else f"{self.origin}:{self.column}"
+        if self.override is not None:
+            return f"--set {self.override}"
+        return f"{self.origin}:{self.column}"
 
     @property
     def origin(self) -> str:
         """Where a value came from: `file:line`, or `--set`."""
-        return "--set" if self.override else f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" if self.override is None else "--set"
 
     @property
     def order(self) -> tuple[bool, str, int, int]:
         """Sorts the places of a file by line; overrides come after it."""
-        return (bool(self.override), self.file, self.line, self.column)
+        return (self.override is not None, self.file, self.line, self.column)
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,10 @@ def _rows(section: Config, path: KeyPath, source: Source, default: Any) -> Itera
         usual = field.get_default()
         if isinstance(default, type(section)):
             usual = getattr(default, name)
-        yield from _value_rows(
-            getattr(section, name), (*path, name), source, usual, field.description or ""
-        )
+        text = field.description or ""
+        if name == "type":
+            text = (type(section).__doc__ or "").partition("\n")[0]
+        yield from _value_rows(getattr(section, name), (*path, name), source, usual, text)
 
 
 def _value_rows(
@@ -86,7 +87,7 @@ def _plain_data(value: Any) -> Any:
 def _origin(value: Any, path: KeyPath, source: Source, usual: Any) -> str:
     if path in source.values:
         under = [at for known, at in source.values.items() if known[: len(path)] == path]
-        if any(at.override for at in under):
+        if any(at.override is not None for at in under):
             return "--set"
         return source.values[path].origin
     # an override of a neighbour puts a section's default into the tree: it is still the default

@@ -42,7 +42,7 @@ _MEANINGS = (
     ),
     (
         r"expected <block end>",
-        "this does not belong to the lines above - is the indentation right?",
+        "this does not fit the lines above - is its indentation right, and theirs?",
     ),
     (r"expected ',' or '\}'", "the '{{' is not closed - ',' or '}}' is missing"),
     (r"expected ',' or '\]'", "the '[' is not closed - ',' or ']' is missing"),
@@ -72,7 +72,7 @@ def read_yaml(data: bytes, name: str) -> Source:
     """
     try:
         text = _decode(data, name)
-        tree, reader = _read(text, name, "")
+        tree, reader = _read(text, name, None)
     except StopReadingError as stop:
         raise fail([stop.problem]) from None
     start = reader.values.get((), At(name, 1, 1))
@@ -85,9 +85,9 @@ def read_yaml(data: bytes, name: str) -> Source:
     raise fail([*reader.problems, Problem(start, (), problem)])
 
 
-def read_value(text: str, override: str) -> tuple[Any, list[Problem]]:
-    """The value of an override, by the same rules. Raises StopReadingError."""
-    value, reader = _read(_checked(text, "", override), "", override)
+def read_value(text: str, at: At) -> tuple[Any, list[Problem]]:
+    """The value of the override `at`, by the same rules. Raises StopReadingError."""
+    value, reader = _read(_checked(text, "", at), "", at)
     return value, reader.problems
 
 
@@ -106,14 +106,14 @@ def _decode(data: bytes, name: str) -> str:
         at = _place(data[: error.start].decode("utf-8"), name)
         problem = f"byte 0x{data[error.start]:02x} is not UTF-8 - save it as UTF-8"
         raise StopReadingError(Problem(at, (), problem)) from None
-    return _checked(text, name, "")
+    return _checked(text, name, None)
 
 
-def _checked(text: str, name: str, override: str) -> str:
+def _checked(text: str, name: str, override: At | None) -> str:
     """Refuses characters that PyYAML would refuse without a place, or count as line breaks."""
     match = _FORBIDDEN.search(text)
     if match is not None:
-        at = At("", override=override) if override else _place(text[: match.start()], name)
+        at = override or _place(text[: match.start()], name)
         problem = f"the character U+{ord(match[0]):04X} can't stand in a recipe - use an escape"
         raise StopReadingError(Problem(at, (), problem))
     return text
@@ -124,7 +124,7 @@ def _place(before: str, name: str) -> At:
     return At(name, len(lines), len(lines[-1]) + 1)
 
 
-def _read(text: str, name: str, override: str) -> tuple[Any, _Reader]:
+def _read(text: str, name: str, override: At | None) -> tuple[Any, _Reader]:
     reader = _Reader(text, name, override)
     try:
         return reader.document(), reader
@@ -140,7 +140,7 @@ def _read(text: str, name: str, override: str) -> tuple[Any, _Reader]:
 
 
 class _Reader:
-    def __init__(self, text: str, name: str, override: str) -> None:
+    def __init__(self, text: str, name: str, override: At | None) -> None:
         self.loader: Any = yaml.SafeLoader(text)
         self.name = name
         self.override = override
@@ -150,15 +150,14 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def place(self, mark: Any) -> At:
-        if self.override:
-            return At("", override=self.override)
-        return At(self.name, mark.line + 1, mark.column + 1)
+        return self.override or At(self.name, mark.line + 1, mark.column + 1)
 
     def syntax_problem(self, error: yaml.MarkedYAMLError) -> Problem:
         text = error.problem or ""
         mark = error.problem_mark or error.context_mark
-        if "could not find expected ':'" in text or "unexpected end of stream" in text:
-            # the mistake is where the key or the quote began
+        begun = ("could not find expected ':'", "unexpected end of stream", "expected ','")
+        if any(words in text for words in begun):
+            # the mistake is where the key, the quote or the bracket began
             mark = error.context_mark or mark
         message = f"this is not YAML: {printable(text)}"
         for pattern, meaning in _MEANINGS:
@@ -209,7 +208,8 @@ class _Reader:
             problem = f"&{event.anchor} is an anchor: recipes have none (text goes in quotes)"
             self.note(event.start_mark, path, problem)
         if event.tag is not None:
-            self.note(event.start_mark, path, f"tags such as {event.tag} are not read")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self.note(event.start_mark, path, f"tags such as {printable(tag)} are not read")
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(path)
         if isinstance(event, yaml.SequenceStartEvent):

@@ -104,6 +104,16 @@ def test_all_baselines_of_one_corpus(tmp_path: Path) -> None:
     assert measured.xz.training_bytes == 0
 
 
+def test_chat_baselines_are_about_the_answers(tmp_path: Path) -> None:
+    training = pack(tmp_path / "t", [chat(("user", "q" * 500), ("assistant", "ab"))])
+    validation = pack(tmp_path / "v", [chat(("user", "zz"), ("assistant", "a"))])
+    measured = measure_baselines(training, validation, TOKENIZER)
+    # a was seen once in two bytes of answers, whatever the questions hold
+    assert measured.unigram == pytest.approx(math.log2(258 / 2))
+    assert measured.xz.validation_bytes == 1
+    assert measured.xz_given_training.training_bytes == 502
+
+
 def test_a_limit_is_never_silent(tmp_path: Path) -> None:
     training, validation = pack(tmp_path / "t", texts(*TRAIN)), pack(tmp_path / "v", texts(*HELD))
     limited = measure_baselines(

@@ -156,27 +156,53 @@ inline void read_token(const Problem& p, size_t at, Token<H>& x) {
   decay<H>(g, x.w);
 }
 
-// S <- the state after this token; y = S r; sa = (S before) a
+// S a, what the delta rule reads before it writes.
 template <int H>
-inline void step(const Token<H>& x, float* S, float* sa_out, float* y_out) {
+inline void look_up(const float* S, const float* a, float* sa_out) {
+  constexpr int W = Shape<H>::W, Q = Shape<H>::Q;
+  typename Shape<H>::V sa[Q] = {};
+  for (int j = 0; j < H; j++)
+    for (int q = 0; q < Q; q++) sa[q] += a[j] * load<W>(S + j * H + q * W);
+  for (int q = 0; q < Q; q++) store<W>(sa_out + q * W, sa[q]);
+}
+
+// S <- the state after this token; y = S r. `sa` comes in as S a of this token and leaves as that
+// of the next one, whose a is looked up in the same pass over the state.
+template <int H>
+inline void step(const Token<H>& x, const float* next_a, float* S, float* sa_row, float* y_row) {
   constexpr int W = Shape<H>::W, Q = Shape<H>::Q;
   typedef typename Shape<H>::V V;
-  V sa[Q], y[Q], v[Q];
-  for (int q = 0; q < Q; q++) sa[q] = y[q] = V{};
-  for (int j = 0; j < H; j++)
-    for (int q = 0; q < Q; q++) sa[q] += x.a[j] * load<W>(S + j * H + q * W);
-  for (int q = 0; q < Q; q++) v[q] = load<W>(x.v + q * W);
+  V sa[Q], next[Q], y[Q], v[Q];
+  for (int q = 0; q < Q; q++) {
+    next[q] = y[q] = V{};
+    sa[q] = load<W>(sa_row + q * W);
+    v[q] = load<W>(x.v + q * W);
+  }
   for (int j = 0; j < H; j++)
     for (int q = 0; q < Q; q++) {
       float* at = S + j * H + q * W;
-      V s = x.w[j] * load<W>(at) + x.k[j] * v[q] + x.b[j] * sa[q];
+      const V s = x.w[j] * load<W>(at) + x.k[j] * v[q] + x.b[j] * sa[q];
       store<W>(at, s);
       y[q] += x.r[j] * s;
+      next[q] += next_a[j] * s;
     }
   for (int q = 0; q < Q; q++) {
-    store<W>(sa_out + q * W, sa[q]);
-    store<W>(y_out + q * W, y[q]);
+    store<W>(sa_row + q * W, next[q]);
+    store<W>(y_row + q * W, y[q]);
   }
+}
+
+// The state after a token from the one before it, where S a is known.
+template <int H>
+inline void advance(const Token<H>& x, const float* sa_row, const float* before, float* after) {
+  constexpr int W = Shape<H>::W, Q = Shape<H>::Q;
+  typename Shape<H>::V sa[Q], v[Q];
+  for (int q = 0; q < Q; q++) sa[q] = load<W>(sa_row + q * W), v[q] = load<W>(x.v + q * W);
+  for (int j = 0; j < H; j++)
+    for (int q = 0; q < Q; q++) {
+      const int at = j * H + q * W;
+      store<W>(after + at, x.w[j] * load<W>(before + at) + x.k[j] * v[q] + x.b[j] * sa[q]);
+    }
 }
 
 template <int H>
@@ -184,26 +210,44 @@ void forward_head(const Problem& p, int64_t head, const float* state, const Row&
                   float* sa, float* checkpoints) {
   const int64_t b = head / p.N, stretches = (p.T + kCheckpoint - 1) / kCheckpoint;
   const size_t stride = size_t(p.N) * H, start = size_t(b) * p.T * stride + size_t(head % p.N) * H;
-  alignas(64) float S[H * H], sa_row[H], y_row[H];
-  Token<H> x;
+  const auto flag = [&](int64_t t) { return p.flags ? p.flags[b * p.T + t] : uint8_t(kToken); };
+  alignas(64) float S[H * H], sa_row[H] = {}, y_row[H], nothing[H] = {};
+  Token<H> tokens[2];
+  int64_t t = 0, next = 0;  // the token at hand, and the one after it that is no padding
+  const auto skip = [&](int64_t from) {
+    while (from < p.T && flag(from) == kPadding) from++;
+    return from;
+  };
   if (state)
     transpose<H>(state + head * H * H, S);
   else
     memset(S, 0, sizeof S);
-  for (int64_t t = 0; t < p.T; t++) {
+  next = skip(0);
+  if (next < p.T) {
+    read_token<H>(p, start + next * stride, tokens[0]);
+    if (flag(next) != kFresh) look_up<H>(S, tokens[0].a, sa_row);
+  }
+  for (int which = 0; t < p.T; t++) {
     const size_t at = start + t * stride;
-    const uint8_t flag = p.flags ? p.flags[b * p.T + t] : uint8_t(kToken);
     if (checkpoints && t % kCheckpoint == 0)
       memcpy(checkpoints + (head * stretches + t / kCheckpoint) * H * H, S, sizeof S);
-    if (flag == kFresh) memset(S, 0, sizeof S);
-    if (flag == kPadding) {
-      memset(y_row, 0, sizeof y_row);
-      memset(sa_row, 0, sizeof sa_row);
-    } else {
-      read_token<H>(p, at, x);
-      step<H>(x, S, sa_row, y_row);
+    if (flag(t) == kPadding) {
+      if (sa) memset(sa + at, 0, sizeof nothing);
+      write<H>(y, at, nothing);
+      continue;
     }
     if (sa) memcpy(sa + at, sa_row, sizeof sa_row);
+    if (flag(t) == kFresh) memset(S, 0, sizeof S);
+    next = skip(t + 1);
+    const Token<H>& x = tokens[which];
+    Token<H>& ahead = tokens[which ^= 1];
+    if (next < p.T)
+      read_token<H>(p, start + next * stride, ahead);
+    else
+      memset(ahead.a, 0, sizeof ahead.a);
+    step<H>(x, ahead.a, S, sa_row, y_row);
+    // a fresh document finds nothing
+    if (next < p.T && flag(next) == kFresh) memset(sa_row, 0, sizeof sa_row);
     write<H>(y, at, y_row);
   }
   transpose<H>(S, final + head * H * H);
@@ -292,7 +336,7 @@ void backward_head(const Problem& p, int64_t head, const float* sa, const float*
   const int64_t b = head / p.N, stretches = (p.T + kCheckpoint - 1) / kCheckpoint;
   const size_t stride = size_t(p.N) * H, start = size_t(b) * p.T * stride + size_t(head % p.N) * H;
   const auto flag = [&](int64_t t) { return p.flags ? p.flags[b * p.T + t] : uint8_t(kToken); };
-  alignas(64) float D[H * H], nothing[H * H] = {}, unused[H], dy_row[H];
+  alignas(64) float D[H * H], nothing[H * H] = {}, dy_row[H];
   const Row rows[] = {out.r, out.log_decay, out.k, out.v, out.a, out.b};
   Token<H> x;
   Gradients<H> d;
@@ -302,11 +346,15 @@ void backward_head(const Problem& p, int64_t head, const float* sa, const float*
     // states[i] is the state that token t0 + i finds, states[i + 1] the one it leaves
     memcpy(states, checkpoints + (head * stretches + c) * H * H, sizeof D);
     for (int64_t i = 0; i < n; i++) {
+      const size_t at = start + (t0 + i) * stride;
+      const float* found = states + i * H * H;
       float* left = states + (i + 1) * H * H;
-      memcpy(left, flag(t0 + i) == kFresh ? nothing : left - H * H, sizeof D);
-      if (flag(t0 + i) == kPadding) continue;
-      read_token<H>(p, start + (t0 + i) * stride, x);
-      step<H>(x, left, unused, unused);
+      if (flag(t0 + i) == kPadding) {
+        memcpy(left, found, sizeof D);
+        continue;
+      }
+      read_token<H>(p, at, x);
+      advance<H>(x, sa + at, flag(t0 + i) == kFresh ? nothing : found, left);
     }
     for (int64_t i = n - 1; i >= 0; i--) {
       const size_t at = start + (t0 + i) * stride;

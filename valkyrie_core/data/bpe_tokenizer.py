@@ -26,7 +26,7 @@ _SPACE = "\u2581"
 _SEGMENT = 16_384
 """Longer texts are encoded in stretches of at most this many characters."""
 _SENTENCE = 2_000
-"""Characters per training sentence; bounds the trainer's memory and time."""
+"""Characters per training sentence at most; bounds the trainer's memory and time."""
 _COVERAGE = 0.9995
 """The share of training characters that get a token of their own; the rest falls back to bytes."""
 _PROBE = "a  b\n\tc\u00e9\ufb01\u2460\u3000 \r\n<|doc|> <0x41>\U0001f469\u200d\U0001f680\ufeff"
@@ -184,11 +184,11 @@ def train_bpe(config: SentencePieceConfig, documents: Iterable[Document]) -> BPE
     """
     from sentencepiece import SentencePieceTrainer
 
-    sentences = list(_sentences(documents, config.max_training_bytes))
+    texts = list(_texts(documents, config.max_training_bytes))
     buffer = io.BytesIO()
     try:
         SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=_sentences(texts, config.vocab_size),
             model_writer=buffer,
             model_type="bpe",
             vocab_size=config.vocab_size,
@@ -205,7 +205,7 @@ def train_bpe(config: SentencePieceConfig, documents: Iterable[Document]) -> BPE
             split_by_whitespace=config.split_words,
             split_by_unicode_script=False,
             allow_whitespace_only_pieces=True,
-            character_coverage=_coverage(sentences, config.vocab_size),
+            character_coverage=1.0,
             max_sentence_length=1 << 20,
             input_sentence_size=0,
             shuffle_input_sentence=False,
@@ -232,25 +232,38 @@ def _training_error(config: SentencePieceConfig, reason: str) -> RecipeError:
     return RecipeError(f"data.tokenizer: SentencePiece can't train ({reason.splitlines()[0]})")
 
 
-def _sentences(documents: Iterable[Document], max_bytes: int) -> Iterator[str]:
-    """The text to train on. U+2581 and U+2585 mean something to the trainer and are left out."""
-    left = max_bytes
+def _texts(documents: Iterable[Document], max_bytes: int) -> Iterator[str]:
+    """Stretches of at most `_SENTENCE` characters, of at most `max_bytes` in all."""
     for document in sorted(documents, key=lambda document: document.content_hash):
         for piece in document.pieces:
-            text = re.sub("[\u2581\u2585]", " ", piece.text)
-            for sentence in _segments(text, _SENTENCE):
-                left -= len(sentence.encode())
-                if left < 0:
+            for text in _segments(piece.text, _SENTENCE):
+                max_bytes -= len(text.encode())
+                if max_bytes < 0:
                     return
-                yield sentence
+                yield text
 
 
-def _coverage(sentences: list[str], vocab_size: int) -> float:
-    """The share of characters to give tokens, so that at least half of the free ids are merges."""
+def _sentences(texts: list[str], vocab_size: int) -> Iterator[str]:
+    """The texts, cut where a character is that gets no token of its own.
+
+    These are the rare ones, what doesn't fit into half of the free ids, and U+2581 and U+2585,
+    which mean something to the trainer. (Its own option for this ends at 2 % of the text.)
+    """
     counts = Counter[str]()
-    for sentence in sentences:
-        counts.update(sentence)
-    total = counts.total()
+    for text in texts:
+        counts.update(text)
+    for character in (_SPACE, "\u2585", " "):
+        del counts[character]
     room = max(1, (vocab_size - NUM_RESERVED - 256) // 2)
-    covered = sum(count for _, count in counts.most_common(room))
-    return min(_COVERAGE, covered / total) if total else _COVERAGE
+    kept = [" "]
+    left = counts.total() * _COVERAGE
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if left <= 0 or len(kept) == room:
+            break
+        kept.append(character)
+        left -= count
+    # without a token of its own a space would fall back to the bytes of U+2581
+    yield " "
+    stretches = re.compile("[" + re.escape("".join(kept)) + "]+")
+    for text in texts:
+        yield from stretches.findall(text)

@@ -43,7 +43,7 @@ Value = TypeVar("Value")
 
 FORMAT = 1
 """The layout of the packed files; part of every fingerprint."""
-TRAINING = 1
+TRAINING = 2
 """How a tokenizer is trained; part of the key that a trained one is cached under."""
 
 

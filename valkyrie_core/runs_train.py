@@ -12,6 +12,7 @@ from valkyrie_core import kernels
 from valkyrie_core.data.cache import cache_dir
 from valkyrie_core.data.dataset import Dataset, prepare
 from valkyrie_core.data.packing import PackedSplit
+from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.evaluate.bits import bits_per_byte
 from valkyrie_core.infer.continuation import Continuation
 from valkyrie_core.infer.sampling import SamplingConfig
@@ -45,7 +46,7 @@ def train_recipe(
     peak_flops = _peak_flops(recipe)
     result = train_run(
         recipe,
-        prepare=lambda tokenizer: prepare(recipe.data, tokenizer=tokenizer),
+        prepare=lambda tokenizer: _prepare(recipe, tokenizer),
         evaluate=lambda model, dataset, poll: _validate(recipe, model, dataset, poll),
         sample=lambda model, dataset, prompt, poll: _sample(recipe, model, dataset, prompt, poll),
         resume=resume,
@@ -79,6 +80,19 @@ def _peak_flops(recipe: Recipe) -> float:
     precision = resolve_precision(recipe.train.precision, device)
     peak = matmul_peak(precision, cache_dir=cache_dir(), device=str(device))
     return peak.flops_per_second
+
+
+def _prepare(recipe: Recipe, tokenizer: Tokenizer | None) -> Dataset:
+    with torch.device("meta"):
+        model = HybridLM(recipe.model)
+    forms = describe_kernels(recipe, resolve_device(recipe.device))
+    log.info(
+        "model: %d layers, %s parameters; %s",
+        len(recipe.model.core.layers),
+        f"{model.num_parameters():,}",
+        ", ".join(f"{mixer}: {form}" for mixer, form in forms.items()),
+    )
+    return prepare(recipe.data, tokenizer=tokenizer)
 
 
 def _asks(poll: Callable[[], None]) -> Callable[[], bool]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from valkyrie_cli.main import main
+
+TINY = Path(__file__).parents[2] / "recipes" / "tiny" / "hybrid.yaml"
 
 
 class Outcome(NamedTuple):
@@ -51,3 +55,28 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Outcome(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own; packed data and measured peaks are made once for all of them."""
+    path = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("VALKYRIE_CACHE")
+    os.environ["VALKYRIE_CACHE"] = str(path)
+    yield path
+    if before is None:
+        del os.environ["VALKYRIE_CACHE"]
+    else:
+        os.environ["VALKYRIE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A folder with one trained run, `tiny-hybrid`; tests must leave it as it is."""
+    from valkyrie_core import runs
+    from valkyrie_core.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("runs")
+    overrides = [f"runs_dir={folder}", "train.steps=6", "train.eval_every=3"]
+    runs.train(Recipe.load(TINY, overrides))
+    return folder

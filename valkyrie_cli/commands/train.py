@@ -18,7 +18,6 @@ from valkyrie_cli.render import (
     safe_line,
     say,
 )
-from valkyrie_core.errors import StoppedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,18 +70,15 @@ def train(
     for value in values:
         parts += ["--set", value]
     command = shlex.join(parts)
-    try:
-        with TrainingDisplay(loaded.name, loaded.train.log_every) as display:
-            report = runs.train(
-                loaded,
-                resume=resume,
-                steps=steps,
-                extend_steps=extend_steps,
-                progress=display.show,
-                resume_command=command,
-            )
-    except StoppedError as error:
-        raise StoppedError(error.message, hint=f"go on with: {command}") from error
+    with TrainingDisplay(loaded.name, loaded.train.log_every) as display:
+        report = runs.train(
+            loaded,
+            resume=resume,
+            steps=steps,
+            extend_steps=extend_steps,
+            progress=display.show,
+            resume_command=command,
+        )
     emit(report, as_json=as_json, human=lambda console: draw_report(report, console))
     if report.finished:
         say(f"next: valkyrie eval {safe_line(report.directory)}", style="dim")

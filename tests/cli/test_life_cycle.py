@@ -1,0 +1,342 @@
+"""The main job through the command line: train, resume, extend, evaluate, generate, list."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import TINY, Cli
+
+STEPS = ("--set", "train.steps=6", "--set", "train.eval_every=3", "--set", "train.log_every=2")
+
+
+def no_traceback(text: str) -> bool:
+    return "Traceback" not in text and "crash" not in text
+
+
+def test_train_to_the_end_and_beyond(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    args = ("train", str(TINY), *STEPS, "--set", f"runs_dir={tmp_path}", "--set", "name=one")
+    command = f"valkyrie train {TINY} --resume"
+
+    first = cli(*args, "--json")
+    assert first.code == 0, first.err
+    report = first.json
+    assert report["schema"] == "valkyrie.train/1"
+    assert report["run"] == "one"
+    assert report["steps"] == report["total_steps"] == 6
+    assert report["finished"] is True
+    assert report["tokens_seen"] == 6 * 4 * 64
+    assert report["seconds"] > 0
+    assert report["tokens_per_second"] > 0
+    assert 0 < report["train_loss"] < math.log(261) + 1
+    assert 0 < report["val_bpb"] < 9
+    assert report["val_bpb_by_corpus"] == {"python": report["val_bpb"]}
+    assert report["parameters"] > 10_000
+    assert report["kernels"]["attention"] == "scaled_dot_product_attention"
+    assert report["corpora"]["python"]["train"]["documents"] == 39
+    for told in ("parameters", "training on cpu", "bytes per token", "dropped", "step 6/6"):
+        assert told in first.err
+    directory = tmp_path / "one"
+    for name in ("recipe.json", "metrics.jsonl", "report.json", "curves.png", "environment.json"):
+        assert (directory / name).is_file(), name
+    assert json.loads((directory / "report.json").read_text()) == report
+
+    again = cli(*args, "--json")
+    assert again.code == 2
+    assert again.json["schema"] == "valkyrie.train/1"
+    assert "exists already" in again.json["error"]["message"]
+    assert command in again.json["error"]["hint"]
+
+    resumed = cli(*args, "--resume", "--json")
+    assert resumed.code == 0
+    assert resumed.json["steps"] == 6
+    assert resumed.json["val_bpb"] == report["val_bpb"]
+    assert "finished" in resumed.err
+
+    beyond = cli(*args, "--resume", "--steps", "9", "--json")
+    assert beyond.code == 2
+    assert "--extend-steps 3" in beyond.json["error"]["hint"]
+
+    longer = cli(*args, "--extend-steps", "3")
+    assert longer.code == 0
+    assert re.search(r"steps +9 of 9", longer.out)
+    assert "schedule" in longer.err
+    assert "step 8/9" in longer.err
+
+
+def test_steps_set_the_horizon_of_a_fresh_run(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    outcome = cli(
+        "train", str(TINY), *STEPS, "--set", f"runs_dir={tmp_path}", "--steps", "3", "--json"
+    )
+    assert outcome.code == 0
+    assert outcome.json["steps"] == outcome.json["total_steps"] == 3
+
+
+def test_eval_says_what_the_score_is_worth(cli: Cli, runs_dir: Path) -> None:
+    outcome = cli("eval", "tiny-hybrid", "--runs-dir", str(runs_dir), "--json")
+    assert outcome.code == 0
+    report = outcome.json
+    assert report["schema"] == "valkyrie.eval/1"
+    assert report["run"] == "tiny-hybrid"
+    (score,) = report["corpora"].values()
+    assert score["baselines"]["uniform"] == 8
+    assert set(score["baselines"]) == {"uniform", "unigram", "xz", "xz_given_training"}
+    # every byte but none of the markers: the tokenizer is `bytes`
+    assert score["tokens"] == score["bytes"] > 10_000
+    assert 0 < score["bpb"] < 9
+    plain = cli("eval", "--runs-dir", str(runs_dir))
+    assert plain.code == 0
+    assert f"{score['bpb']:.4f}" in plain.out
+    assert "run tiny-hybrid" in plain.err
+    assert "tiny-hybrid" in plain.out
+
+
+def test_generate_is_a_function_of_seed_and_prompt(cli: Cli, runs_dir: Path) -> None:
+    def generate(*args: str, stdin: str = "") -> str:
+        common = ("--runs-dir", str(runs_dir), "--max-tokens", "12", "--json")
+        outcome = cli("generate", *args, *common, stdin=stdin)
+        assert outcome.code == 0, outcome.err
+        report = outcome.json
+        assert report["schema"] == "valkyrie.generate/1"
+        assert report["tokens"] <= 12
+        assert report["stopped_by"] == ("max_tokens" if report["tokens"] == 12 else "end")
+        text: str = report["text"]
+        return text
+
+    answer = generate("--prompt", "To be")
+    assert generate("tiny-hybrid", "--prompt", "To be") == answer
+    assert generate(stdin="To be\n") == answer
+    assert generate("--prompt", "-", stdin="To be") == answer
+    assert generate("--prompt", "To be", "--seed", "1") != answer
+    assert generate("-p", "To be", "--temperature", "0", "--seed", "1") == generate(
+        "-p", "To be", "--temperature", "0", "--top-k", "3", "--top-p", "0.5"
+    )
+
+
+def test_generate_prints_the_answer_alone(cli: Cli, runs_dir: Path) -> None:
+    common = ("generate", "--runs-dir", str(runs_dir), "--prompt", "x", "--max-tokens", "30")
+    report = cli(*common, "--json").json
+    outcome = cli(*common)
+    from valkyrie_cli.render import safe_text
+
+    assert outcome.out == safe_text(report["text"]) + "\n"
+    assert "30 tokens" in outcome.err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_wrong_sampling_is_a_usage_error(cli: Cli, runs_dir: Path, value: str) -> None:
+    common = ("generate", "--runs-dir", str(runs_dir), "--prompt", "x", "--json")
+    outcome = cli(*common, "--temperature", value)
+    assert outcome.code == 2, outcome.err
+    assert "temperature" in outcome.json["error"]["message"]
+
+
+def test_help_tells_the_true_defaults(cli: Cli) -> None:
+    from valkyrie_core.infer.sampling import SamplingConfig
+
+    out = " ".join(cli("generate", "--help").out.split())
+    default = SamplingConfig()
+    assert f"likeliest token (default {default.temperature})" in out
+    assert f"this much probability (default {default.top_p})" in out
+    assert f"become less likely (default {default.repetition_penalty:g})" in out
+    assert f"same answer (default {default.seed})" in out
+    assert default.top_k is None
+
+
+def test_runs_are_listed_and_shown(cli: Cli, runs_dir: Path) -> None:
+    listed = cli("runs", "list", "--runs-dir", str(runs_dir), "--json")
+    assert listed.code == 0
+    assert listed.json["schema"] == "valkyrie.runs.list/1"
+    (summary,) = listed.json["runs"]
+    assert summary["run"] == "tiny-hybrid"
+    assert summary["state"] == "finished"
+    assert summary["steps"] == summary["total_steps"] == 6
+    assert summary["val_bpb"] > 0
+    shown = cli("runs", "show", "tiny-hybrid", "--runs-dir", str(runs_dir), "--json")
+    assert shown.json["schema"] == "valkyrie.runs.show/1"
+    assert shown.json["summary"] == summary
+    assert shown.json["checkpoints"][0] == 6
+    assert shown.json["recipe"]["name"] == "tiny-hybrid"
+    assert shown.json["report"]["schema"] == "valkyrie.train/1"
+    assert [row["step"] for row in shown.json["validations"]] == [3, 6]
+    assert "tiny-hybrid" in cli("runs", "list", "--runs-dir", str(runs_dir)).out
+    assert "finished" in cli("runs", "show", "--runs-dir", str(runs_dir)).out
+
+
+@pytest.mark.parametrize("command", ["eval", "generate", "chat"])
+def test_an_unknown_run_names_the_nearest(cli: Cli, runs_dir: Path, command: str) -> None:
+    extra = ("--prompt", "x") if command == "generate" else ()
+    outcome = cli(
+        command, "tiny-hibrid", *extra, "--runs-dir", str(runs_dir), "--json", stdin="x\n"
+    )
+    assert outcome.code == 4
+    assert outcome.json["schema"] == f"valkyrie.{command}/1"
+    assert outcome.json["error"]["hint"] == "did you mean tiny-hybrid?"
+    assert no_traceback(outcome.err)
+
+
+@pytest.mark.parametrize("command", [["eval"], ["generate", "-p", "x"], ["chat"], ["runs", "show"]])
+def test_no_runs_at_all(cli: Cli, tmp_path: Path, command: list[str]) -> None:
+    outcome = cli(*command, "--runs-dir", str(tmp_path / "none"), "--json", stdin="x\n")
+    assert outcome.code == 4
+    assert "valkyrie train" in outcome.json["error"]["hint"]
+    assert no_traceback(outcome.err)
+
+
+def test_an_empty_list_is_no_error(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("runs", "list", "--runs-dir", str(tmp_path), "--json")
+    assert outcome.code == 0
+    assert outcome.json["runs"] == []
+    assert "no runs in" in cli("runs", "list", "--runs-dir", str(tmp_path)).out
+
+
+def test_wrong_and_missing_recipes(cli: Cli, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(TINY.read_text().replace("pattern:", "patern:"))
+    outcome = cli("train", str(wrong), "--json")
+    assert outcome.code == 3
+    assert outcome.json["schema"] == "valkyrie.train/1"
+    assert "did you mean 'pattern'?" in outcome.json["error"]["message"]
+    assert outcome.err.startswith(f"{wrong}:")
+    missing = cli("train", "no-such-recipe", "--json")
+    assert missing.code == 4
+    assert missing.json["error"]["type"] == "MissingError"
+
+
+def copy_of(runs_dir: Path, tmp_path: Path) -> Path:
+    shutil.copytree(runs_dir / "tiny-hybrid", tmp_path / "tiny-hybrid")
+    return tmp_path / "tiny-hybrid"
+
+
+def test_a_damaged_checkpoint_falls_back_loudly(cli: Cli, runs_dir: Path, tmp_path: Path) -> None:
+    run = copy_of(runs_dir, tmp_path)
+    newest = run / "checkpoints" / "step-000006" / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    outcome = cli("eval", "--runs-dir", str(tmp_path), "--json")
+    assert outcome.code == 0
+    assert outcome.json["step"] < 6
+    assert "falling back" in outcome.err
+
+
+@pytest.mark.parametrize("command", [["eval"], ["generate", "-p", "x"], ["chat"]])
+def test_no_valid_checkpoint(cli: Cli, runs_dir: Path, tmp_path: Path, command: list[str]) -> None:
+    run = copy_of(runs_dir, tmp_path)
+    for path in run.glob("checkpoints/*/model.safetensors"):
+        path.write_bytes(b"")
+    outcome = cli(*command, "--runs-dir", str(tmp_path), "--json", stdin="x\n")
+    assert outcome.code == 5, outcome.err
+    assert outcome.json["error"]["type"] == "CheckpointError"
+    assert no_traceback(outcome.err)
+
+
+def test_a_run_in_use(cli: Cli, runs_dir: Path, tmp_path: Path) -> None:
+    from valkyrie_core.train.run_dir import RunDir
+
+    run = copy_of(runs_dir, tmp_path)
+    args = ("train", str(TINY), *STEPS, "--set", f"runs_dir={tmp_path}", "--resume", "--json")
+    with RunDir(run).lock("the other command"):
+        outcome = cli(*args)
+        assert (
+            cli("runs", "list", "--runs-dir", str(tmp_path), "--json").json["runs"][0]["state"]
+            == "running"
+        )
+    assert outcome.code == 8
+    assert "the other command" in outcome.json["error"]["message"]
+    assert str(os.getpid()) in outcome.json["error"]["message"]
+
+
+def start(*args: str, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "valkyrie_cli", *args],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "VALKYRIE_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"the process ended without {text!r}: {seen}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    cli: Cli, tmp_path: Path, cache: Path, number: signal.Signals
+) -> None:
+    args = ("train", str(TINY), "--set", f"runs_dir={tmp_path}", "--set", "train.log_every=1")
+    args = (*args, "--steps", "100000", "--set", "train.eval_every=50000")
+    process = start(*args, "--json", cache=cache)
+    wait_for(process, "step 3/")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    error = json.loads(out)["error"]
+    assert json.loads(out)["schema"] == "valkyrie.train/1"
+    assert error["type"] == "StoppedError"
+    assert "--resume" in error["hint"]
+    assert no_traceback(err)
+    (saved,) = cli("runs", "list", "--runs-dir", str(tmp_path), "--json").json["runs"]
+    assert saved["state"] == "stopped"
+    assert saved["steps"] >= 3
+    words = shlex.split(error["hint"])
+    assert words[:2] == ["valkyrie", "train"]
+    going_on = cli(*words[1:], "--steps", str(saved["steps"] + 2), "--json")
+    assert going_on.code == 0, going_on.err
+    assert going_on.json["steps"] == saved["steps"] + 2
+    assert going_on.json["finished"] is False
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, cache: Path) -> None:
+    args = ("train", str(TINY), "--set", f"runs_dir={tmp_path}", "--steps", "100000")
+    process = start(*args, "--set", "train.log_every=1", cache=cache)
+    wait_for(process, "step 2/")
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 20:
+        process.send_signal(signal.SIGINT)
+    assert process.wait() in (75, 130)
+
+
+def test_doctor(cli: Cli, runs_dir: Path) -> None:
+    outcome = cli("doctor", "--runs-dir", str(runs_dir), "--json")
+    assert outcome.json["schema"] == "valkyrie.doctor/1"
+    failed = [check for check in outcome.json["checks"] if check["status"] == "fail"]
+    assert outcome.json["ok"] is (not failed)
+    assert outcome.code == (4 if failed else 0)
+    assert ("error" in outcome.json) is bool(failed)
+    names = {check["what"] for check in outcome.json["checks"]}
+    assert {"torch", "threads", "bf16", "kernels", "matmul peak", "self test"} <= names
+    assert outcome.json["environment"]["torch"]
+    plain = cli("doctor", "--runs-dir", str(runs_dir))
+    assert "self test" in plain.out
+
+
+def test_a_failing_check_fails_the_command(
+    cli: Cli, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valkyrie_core import runs_doctor
+
+    monkeypatch.setattr(runs_doctor, "train_one_step", lambda: (1.0, 2.0))
+    outcome = cli("doctor", "--runs-dir", str(runs_dir), "--json")
+    assert outcome.code == 4
+    assert outcome.json["error"]["exit_code"] == 4
+    assert "self test" in outcome.json["error"]["message"]

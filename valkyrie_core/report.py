@@ -340,6 +340,10 @@ class TokenizerScore(Part):
     """Tokens."""
     bytes_per_token: float | None
     """How much text one token stands for."""
+    train_bytes_per_token: float | None
+    """The same in the training text."""
+    validation_bytes_per_token: float | None
+    """The same in the validation text, which the tokenizer has not seen."""
     round_trips: int
     """Documents that come back exactly."""
 

@@ -44,6 +44,8 @@ def score(recipe: Recipe) -> TokenizerEvalReport:
                 bytes=corpus.together.bytes,
                 tokens=corpus.together.tokens,
                 bytes_per_token=corpus.together.bytes_per_token,
+                train_bytes_per_token=corpus.train.bytes_per_token,
+                validation_bytes_per_token=corpus.validation.bytes_per_token,
                 round_trips=corpus.together.round_trips,
             )
             for name, corpus in found.corpora.items()

@@ -13,16 +13,31 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path for package in ("valkyrie_core", "valkyrie_cli") for path in (ROOT / package).rglob("*.py")
 )
+FRONT_DOOR = ROOT / "valkyrie_core" / "__init__.py"
+"""Offers everything, lazily."""
 EVERYTHING = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
 
 # part -> the parts that it may import; a part is a package or a module of valkyrie_core
 CORE = frozenset(
-    {"config", "errors", "recipe", "report", "inventory", "runs", "nn", "kernels", "data", "train"}
+    {
+        "cache",
+        "config",
+        "errors",
+        "recipe",
+        "report",
+        "inventory",
+        "runs",
+        "nn",
+        "kernels",
+        "data",
+        "train",
+    }
     | {"infer", "evaluate", "plan"}
 )
-BASE = frozenset({"config", "errors"})
+BASE = frozenset({"cache", "config", "errors"})
 ARROWS: dict[str, frozenset[str]] = {
     "cli": frozenset({"runs", "recipe", "report", "errors", "config"}),
+    "cache": frozenset(),
     "config": frozenset(),
     "errors": frozenset(),
     "report": frozenset({"config"}),
@@ -74,11 +89,9 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=identify)
+@pytest.mark.parametrize("path", [path for path in SOURCES if path != FRONT_DOOR], ids=identify)
 def test_arrows_point_one_way(path: Path) -> None:
     part = part_of(path)
-    if part == "__init__":
-        pytest.skip("the package's own front door offers everything")
     assert part in ARROWS, f"{path}: say in ARROWS what {part} may import"
     for line, name in core_imports(parse(path)):
         target = family(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import sys
@@ -15,7 +14,16 @@ import typer
 from typer.core import TyperGroup
 
 from valkyrie_cli import errors, render
-from valkyrie_cli.commands import chat, doctor, evaluate, generate, runs, train
+from valkyrie_cli.commands import (
+    chat,
+    doctor,
+    evaluate,
+    generate,
+    recipe,
+    runs,
+    tokenizer,
+    train,
+)
 from valkyrie_core import __version__
 from valkyrie_core.errors import RecipeError
 
@@ -88,12 +96,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.add_typer(runs.app, name="runs", cls=Group)
-for _name in ("recipe", "tokenizer"):
-    try:
-        _module = importlib.import_module(f"valkyrie_cli.commands.{_name}")
-    except ModuleNotFoundError:
-        continue
-    app.add_typer(_module.app, name=_name, cls=Group)
+app.add_typer(recipe.app, name="recipe", cls=Group)
+app.add_typer(tokenizer.app, name="tokenizer", cls=Group)
 app.command("doctor")(doctor.doctor)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from valkyrie_core import kernels
-from valkyrie_core.data.cache import cache_dir
+from valkyrie_core.cache import cache_dir
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
 from valkyrie_core.plan.doctor import examine
 from valkyrie_core.plan.machine import environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from valkyrie_core.data.cache import cache_dir
+from valkyrie_core.cache import cache_dir
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import CheckpointError
 from valkyrie_core.evaluate import corpora

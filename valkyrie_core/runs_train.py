@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from valkyrie_core import kernels
-from valkyrie_core.data.cache import cache_dir
+from valkyrie_core.cache import cache_dir
 from valkyrie_core.data.dataset import Dataset, prepare
 from valkyrie_core.data.packing import PackedSplit
 from valkyrie_core.data.tokenizer import Tokenizer

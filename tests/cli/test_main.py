@@ -176,15 +176,24 @@ def test_version(cli: Cli) -> None:
     assert cli("--version") == (0, f"valkyrie {__version__}\n", "")
 
 
-COMMANDS = [
-    ["train"],
-    ["eval"],
-    ["generate"],
-    ["chat"],
-    ["runs", "list"],
-    ["runs", "show"],
-    ["doctor"],
-]
+def all_commands() -> list[list[str]]:
+    """Every command of the program, sub-commands spelled out."""
+    found = []
+    for name, command in typer.main.get_command(program.app).commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", None)
+        found += [[name, sub] for sub in below] if below else [[name]]
+    return found
+
+
+COMMANDS = all_commands()
+
+
+def test_the_commands_are_those_that_were_promised() -> None:
+    assert {" ".join(command) for command in COMMANDS} >= {
+        "train", "eval", "generate", "chat", "doctor", "runs list", "runs show",
+        "recipe list", "recipe show", "recipe check", "recipe diff", "recipe copy",
+        "recipe schema", "tokenizer build", "tokenizer eval",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -204,8 +213,11 @@ def test_examples_in_help_parse(cli: Cli) -> None:
     for command in COMMANDS:
         examples = cli(*command, "--help").out.partition("Examples:\n")[2].partition("\n\n")[0]
         for line in examples.splitlines():
-            call = re.search(r"valkyrie ([^|#]*)", line)
-            assert call, line
+            call = re.search(r"valkyrie ([^|#>]*)", line)
+            if call is None:
+                continue
+            words = " ".join(command)
+            assert call[1].startswith(words), line
             options = re.findall(r"(?<=\s)--?[a-z][a-z-]*", call[1])
             listed = cli(*command, "--help").out.partition("Options:")[2]
             assert all(option in listed for option in options), line

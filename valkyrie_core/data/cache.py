@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import xxhash
 from filelock import FileLock, Timeout
 
+from valkyrie_core.cache import cache_dir as cache_dir
 from valkyrie_core.errors import MissingError, ResourceError
 
 log = logging.getLogger("valkyrie")
@@ -31,14 +32,6 @@ _CHUNK = 1 << 22
 
 class DamagedError(Exception):
     """A cache entry is not what its manifest says."""
-
-
-def cache_dir() -> Path:
-    """$VALKYRIE_CACHE, else $XDG_CACHE_HOME/valkyrie, else ~/.cache/valkyrie."""
-    if own := os.environ.get("VALKYRIE_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "valkyrie"
 
 
 def fingerprint(value: Any) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from valkyrie_core.data.cache import cache_dir
+from valkyrie_core.cache import cache_dir
 
 log = logging.getLogger("valkyrie")
 

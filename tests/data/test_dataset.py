@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.helpers import make_wheel, prose, write_jsonl, write_stories
 from valkyrie_core.data import dataset as dataset_module
-from valkyrie_core.data.dataset import DataConfig, Dataset, prepare, prepare_tokenizer, read_corpora
+from valkyrie_core.data.dataset import DataConfig, Dataset, prepare, read_corpora
 from valkyrie_core.data.documents import NUM_RESERVED
 from valkyrie_core.errors import MissingError, RecipeError
 
@@ -186,11 +186,11 @@ def test_a_damaged_cached_tokenizer_is_trained_again(
     tmp_path: Path, stories: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     values = config(tmp_path, tokenizer={"type": "sentencepiece", "vocab_size": 300})
-    first = prepare_tokenizer(values, cache=tmp_path / "cache")
+    first = prepare(values, cache=tmp_path / "cache").tokenizer
     (model,) = (tmp_path / "cache" / "tokenizers").glob("*/tokenizer.model")
     model.write_bytes(model.read_bytes()[:100])
     with caplog.at_level(logging.WARNING, logger="valkyrie"):
-        again = prepare_tokenizer(values, cache=tmp_path / "cache")
+        again = prepare(values, cache=tmp_path / "cache").tokenizer
     assert "is damaged" in caplog.text
     assert again.fingerprint == first.fingerprint
 

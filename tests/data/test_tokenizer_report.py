@@ -30,7 +30,7 @@ def test_build_writes_what_train_finds(tmp_path: Path, values: Any, monkeypatch:
     monkeypatch.setattr(
         "valkyrie_core.data.dataset.build_tokenizer", lambda *_: pytest.fail("trained again")
     )
-    found = tokenizer_report.prepare_tokenizer(values, cache=tmp_path / "cache")
+    found, _ = tokenizer_report.read_with_tokenizer(values, cache=tmp_path / "cache")
     assert found.fingerprint == built.tokenizer.fingerprint
 
 

@@ -120,10 +120,13 @@ def prepare(
     return Dataset(corpora, tokenizer, key, weights, directory)
 
 
-def prepare_tokenizer(config: DataConfig, *, cache: Path | None = None) -> Tokenizer:
-    """The tokenizer of a recipe: from the cache, or trained on its corpora."""
+def read_with_tokenizer(
+    config: DataConfig, *, cache: Path | None = None
+) -> tuple[Tokenizer, dict[str, CorpusDocuments]]:
+    """A recipe's tokenizer, from the cache or trained now, and all of its documents."""
     root = cache or cache_dir()
-    return _tokenizer(config, root, _Source(config, root))
+    source = _Source(config, root)
+    return _tokenizer(config, root, source), source.documents()
 
 
 def rebuild_tokenizer(config: DataConfig, *, cache: Path | None = None) -> tuple[Tokenizer, int]:

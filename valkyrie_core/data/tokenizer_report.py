@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from valkyrie_core.data.dataset import (
-    DataConfig,
-    prepare_tokenizer,
-    read_corpora,
-    rebuild_tokenizer,
-)
+from valkyrie_core.data.dataset import DataConfig, read_with_tokenizer, rebuild_tokenizer
 from valkyrie_core.data.documents import NUM_RESERVED, Document
 from valkyrie_core.data.tokenizer import Tokenizer
 
@@ -119,12 +114,12 @@ def build(config: DataConfig, directory: Path, *, cache: Path | None = None) -> 
 
 def evaluate(config: DataConfig, *, cache: Path | None = None) -> TokenizerEvaluation:
     """Encodes and decodes every document of the recipe's corpora, and the hostile texts."""
-    tokenizer = prepare_tokenizer(config, cache=cache)
+    tokenizer, documents = read_with_tokenizer(config, cache=cache)
     corpora = {
         name: CorpusScore(
             score_documents(tokenizer, corpus.train), score_documents(tokenizer, corpus.validation)
         )
-        for name, corpus in read_corpora(config, cache=cache).items()
+        for name, corpus in documents.items()
     }
     hostile = {name: comes_back(tokenizer, text) for name, text in HOSTILE_TEXTS.items()}
     return TokenizerEvaluation(tokenizer, corpora, hostile)

@@ -57,9 +57,14 @@ def write_texts(directory: Path) -> None:
 
 
 def recipe(
-    folder: Path, *, model: dict[str, Any] | None = None, name: str = "small", **train: Any
+    folder: Path,
+    *,
+    runs: str = "runs",
+    name: str = "small",
+    model: dict[str, Any] | None = None,
+    **train: Any,
 ) -> Recipe:
-    """A recipe whose texts, runs and cache lie in `folder`; keywords go into `train`."""
+    """A recipe whose texts and runs lie in `folder`; keywords go into `train`."""
     texts = folder / "texts"
     if not texts.exists():
         write_texts(texts)
@@ -76,7 +81,7 @@ def recipe(
     return Recipe.model_validate(
         {
             "name": name,
-            "runs_dir": str(folder / "runs"),
+            "runs_dir": str(folder / runs),
             "device": "cpu",
             "seed": 1,
             "data": {
@@ -84,7 +89,7 @@ def recipe(
                     "plays": {
                         "type": "files",
                         "paths": [str(texts)],
-                        "holdout": {"type": "names", "names": ["*11*"]},
+                        "holdout": {"type": "names", "names": ["*/11.txt"]},
                     }
                 },
                 "tokenizer": {"type": "bytes"},
@@ -172,3 +177,8 @@ def rows(run: RunDir | Path) -> list[dict[str, Any]]:
         {key: value for key, value in row.items() if key not in TIMING_FIELDS}
         for row in read_metrics(path / "metrics.jsonl")
     ]
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    """The weights of the newest checkpoint."""
+    return verify(list_checkpoints(run.checkpoints)[0][1]).model_tensors()

@@ -217,11 +217,21 @@ def test_a_manifest_of_a_later_layout_says_so(folder: Path) -> None:
         verify(path)
 
 
-@pytest.mark.parametrize(
-    "junk",
-    [b"", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 50_000, b"9" * 10_000, b"x" * 100_000]
-    + [b'{"schema_version":1,"step":-1,"files":{},"checksum":""}', b'{"a":"\\ud800"}'],
-)  # fmt: skip
+JUNK = (
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b"[" * 50_000,
+    b"9" * 10_000,
+    b"x" * 100_000,
+    b'{"schema_version":1,"step":-1,"files":{},"checksum":""}',
+    b'{"a":"\\ud800"}',
+)
+
+
+@pytest.mark.parametrize("junk", JUNK)
 def test_junk_manifests_are_refused(folder: Path, junk: bytes) -> None:
     path = save(folder, 1)
     (path / MANIFEST).write_bytes(junk)
@@ -232,7 +242,14 @@ def test_junk_manifests_are_refused(folder: Path, junk: bytes) -> None:
 def test_only_real_checkpoint_names_are_listed(folder: Path) -> None:
     save(folder, 7)
     save(folder, 1_234_567)
-    for name in ("step-7", "step-xyz", "step-000007.bak", "step-0000009", "step-" + "9" * 40, "step-"):
+    for name in (
+        "step-7",
+        "step-xyz",
+        "step-000007.bak",
+        "step-0000009",
+        "step-" + "9" * 40,
+        "step-",
+    ):
         (folder / name).mkdir()
     (folder / ".tmp-step-000009-1").mkdir()
     assert [step for step, _ in list_checkpoints(folder)] == [1_234_567, 7]

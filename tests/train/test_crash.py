@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ class Trial:
 
 
 @pytest.fixture
-def trial(folder: Path, cache: Path) -> Iterator[Trial]:
-    yield Trial(folder, cache)
+def trial(folder: Path, cache: Path) -> Trial:
+    return Trial(folder, cache)
 
 
 def killed_at(trial: Trial, points: range) -> None:
@@ -105,24 +105,25 @@ def test_killed_at_two_points_in_a_row(trial: Trial) -> None:
         trial.clear()
 
 
-def random_kills(trial: Trial, seed: int) -> int:
-    """Kill at random moments until the run is done; returns how often that took."""
-    rng = random.Random(seed)
-    for kills in range(200):
-        if kill_after(trial.go_on(), rng.uniform(0.0, 1.2) * trial.seconds) == 0:
-            assert trial.result() == trial.reference
-            trial.clear()
-            return kills
-    raise AssertionError("200 kills and no end")
+def random_kills(trial: Trial, enough: int) -> None:
+    """Kill at random moments until the run is done; again, until it was killed often enough."""
+    rng, kills = random.Random(0), 0
+    seconds = min(trial.seconds, 1.0)
+    for _ in range(100 * enough):
+        if kill_after(trial.go_on(), rng.uniform(0.0, 1.2) * seconds) != 0:
+            kills += 1
+            continue
+        assert trial.result() == trial.reference
+        trial.clear()
+        if kills >= enough:
+            return
+    raise AssertionError("no end of it")
 
 
 def test_killed_at_random_moments_until_it_is_done(trial: Trial) -> None:
-    trial.seconds = min(trial.seconds, 1.0)
-    assert sum(random_kills(trial, seed) for seed in range(3)) >= 3
+    random_kills(trial, enough=4)
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_many_times(trial: Trial) -> None:
-    trial.seconds = min(trial.seconds, 0.6)
-    kills = [random_kills(trial, seed) for seed in range(20)]
-    assert sum(kills) >= 40
+    random_kills(trial, enough=25)

@@ -250,7 +250,8 @@ class Trainer:
                 self.at.best_bpb, self.at.best_step = validation.bpb, step
         self.journal.validation(step, validation, samples)
         self.at.validated = step
-        self._report(validation)
+        if validation is not None:
+            self._report(validation)
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:

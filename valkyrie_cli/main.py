@@ -35,6 +35,10 @@ class Group(TyperGroup):
         """The commands as registered."""
         return list(self.commands)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Nothing typed asks for help."""
+        return super().parse_args(ctx, args or ["--help"])
+
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parses; --help and --version print here."""
         with _our_exceptions():
@@ -60,7 +64,6 @@ def _our_exceptions() -> Iterator[None]:
 app = typer.Typer(
     name="valkyrie",
     cls=Group,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 from valkyrie_cli.render import human_seconds, make_console, use_console_for_logs
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import BarColumn, Progress, TaskID
+
     from valkyrie_core.runs import StepEvent
+
+
+LEAST_BAR = 6
+MOST_BAR = 30
+"""Columns of the bar itself."""
 
 
 class TrainingDisplay:
@@ -21,6 +27,7 @@ class TrainingDisplay:
         self._log_every = log_every
         self._console = make_console(stderr=True)
         self._bar: Progress | None = None
+        self._bar_column: BarColumn
         self._task: TaskID | None = None
         self._bpb: float | None = None
 
@@ -55,53 +62,56 @@ class TrainingDisplay:
         else:
             self._print_line(event)
 
-    def _numbers(self, event: StepEvent) -> list[str]:
-        parts = []
-        if event.loss is not None:
-            parts.append(f"loss {event.loss:.4f}")
-        if event.tokens_per_second is not None:
-            parts.append(f"{event.tokens_per_second:,.0f} tokens/s")
-        if event.mfu is not None:
-            parts.append(f"MFU {100 * event.mfu:.1f} %")
-        return parts
-
     def _print_line(self, event: StepEvent) -> None:
         where = f"step {event.step}/{event.steps}"
         if event.validation is not None:
             line = f"{where}  validation {event.validation.bpb:.4f} bits/byte"
             self._console.print(line, soft_wrap=True)
         elif event.step % self._log_every == 0 or event.step == event.steps:
-            parts = [where, *self._numbers(event)]
-            if event.eta_seconds is not None:
-                parts.append(f"ETA {human_seconds(event.eta_seconds)}")
+            parts = [where, *self._numbers(event).values()]
             self._console.print("  ".join(parts), soft_wrap=True)
+
+    def _numbers(self, event: StepEvent) -> dict[str, str]:
+        """What is known, by name, in the order in which it is shown."""
+        numbers = {}
+        if event.loss is not None:
+            numbers["loss"] = f"loss {event.loss:.4f}"
+        if self._bpb is not None and self.is_live:
+            numbers["validation"] = f"val {self._bpb:.4f} bpb"
+        if event.tokens_per_second is not None:
+            numbers["speed"] = f"{event.tokens_per_second:,.0f} tokens/s"
+        if event.mfu is not None:
+            numbers["mfu"] = f"MFU {100 * event.mfu:.1f} %"
+        if event.eta_seconds is not None:
+            numbers["eta"] = f"ETA {human_seconds(event.eta_seconds)}"
+        return numbers
 
     def _move_bar(self, event: StepEvent) -> None:
         if self._bar is None:
             self._bar = self._make_bar()
             self._bar.start()
-            self._task = self._bar.add_task(self._name, total=event.steps, numbers="", eta="")
+            self._task = self._bar.add_task(self._name, total=event.steps, text="")
         assert self._task is not None
-        parts = self._numbers(event)
-        if self._bpb is not None:
-            parts.append(f"val {self._bpb:.4f} bpb")
-        eta = human_seconds(event.eta_seconds) if event.eta_seconds is not None else ""
-        self._bar.update(
-            self._task,
-            completed=event.step,
-            total=event.steps,
-            numbers="  ".join(parts),
-            eta=f"ETA {eta}" if eta else "",
+        numbers = self._numbers(event)
+        text = self._joined(event, numbers)
+        # a narrow terminal loses what can be read elsewhere
+        for name in ("mfu", "speed", "validation", "eta"):
+            if len(text) + LEAST_BAR + 1 <= self._console.width:
+                break
+            numbers.pop(name, None)
+            text = self._joined(event, numbers)
+        self._bar_column.bar_width = max(
+            LEAST_BAR, min(MOST_BAR, self._console.width - len(text) - 1)
         )
+        self._bar.update(self._task, completed=event.step, total=event.steps, text=text)
+
+    def _joined(self, event: StepEvent, numbers: dict[str, str]) -> str:
+        return "  ".join([f"{event.step}/{event.steps}", *numbers.values()])
 
     def _make_bar(self) -> Progress:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
-        return Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            TextColumn("{task.fields[eta]}", markup=False),
-            console=self._console,
-        )
+        self._bar_column = BarColumn(bar_width=LEAST_BAR)
+        text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True))
+        return Progress(self._bar_column, text, console=self._console)

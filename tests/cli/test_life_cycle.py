@@ -340,3 +340,45 @@ def test_a_failing_check_fails_the_command(
     assert outcome.code == 4
     assert outcome.json["error"]["exit_code"] == 4
     assert "self test" in outcome.json["error"]["message"]
+
+
+def test_a_training_that_diverges(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    outcome = cli(
+        "train", str(TINY), *STEPS, "--set", f"runs_dir={tmp_path}",
+        "--set", "train.optimizer.lr=1.0e20", "--json",
+    )  # fmt: skip
+    assert outcome.code == 6, outcome.err
+    assert outcome.json["error"]["type"] == "DivergedError"
+    assert "--set" in outcome.json["error"]["hint"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_full_disk(runs_dir: Path, tmp_path: Path, cache: Path) -> None:
+    def limit() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    result = subprocess.run(
+        [sys.executable, "-m", "valkyrie_cli", "train", str(TINY), "--json",
+         "--set", f"runs_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "VALKYRIE_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        preexec_fn=limit,
+        timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 7, result.stderr
+    assert json.loads(result.stdout)["error"]["exit_code"] == 7
+    assert no_traceback(result.stderr)
+
+
+def test_eval_repeats_the_last_validation(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    trained = cli(
+        "train", str(TINY), "--steps", "2", "--set", f"runs_dir={tmp_path}",
+        "--set", "train.eval_tokens=100000", "--json",
+    ).json  # fmt: skip
+    score = cli("eval", "--runs-dir", str(tmp_path), "--json").json["corpora"]["python"]
+    assert trained["best_step"] == 2
+    assert score["bpb"] == pytest.approx(trained["val_bpb"], rel=1e-9)

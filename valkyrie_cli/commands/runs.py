@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from valkyrie_core.report import RunsListReport, RunsShowReport, RunSummary
 
-app = typer.Typer(help="List runs and look into one.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List runs and look into one.", rich_markup_mode=None)
 
 
 @app.command("list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_training_needs_a_fresh_name(runs_dir: Path) -> None:
     recipe = Recipe.load(TINY, [f"runs_dir={runs_dir}"])
     with pytest.raises(UsageError, match="exists already"):
         runs.train(recipe)
+
+
+def test_long_work_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    from valkyrie_core.runs_train import tell_now_and_then
+
+    times = iter([0.0, 1.0, 5.0, 5.0, 6.0, 10.0, 10.0])
+    tell = tell_now_and_then(5.0, lambda: next(times))
+    with caplog.at_level(logging.INFO, logger="valkyrie"):
+        for done in range(1, 5):
+            tell("packing", done, 9)
+    assert [record.message for record in caplog.records] == ["packing: 2 of 9", "packing: 4 of 9"]
 
 
 def test_listing_runs_needs_no_torch(tmp_path: Path) -> None:

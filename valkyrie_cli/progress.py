@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from valkyrie_cli.render import human_seconds, make_console, use_console_for_logs
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID
 
     from valkyrie_core.runs import StepEvent
@@ -19,6 +20,49 @@ MOST_BAR = 30
 """Columns of the bar itself."""
 
 
+def can_move(console: Console) -> bool:
+    """Whether a bar can move: a terminal that understands cursor movements, and no CI log."""
+    return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI")
+
+
+class ReadingDisplay:
+    """Shows how far an evaluation has read; without a terminal, a line where a text ends."""
+
+    def __init__(self) -> None:
+        self._console = make_console(stderr=True)
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ReadingDisplay:
+        use_console_for_logs(self._console)
+        if can_move(self._console):
+            from rich.progress import Progress
+
+            self._bar = Progress(console=self._console, transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        use_console_for_logs(None)
+
+    def show(self, corpus: str, read: int, total: int) -> None:
+        """So many positions of a corpus, of so many."""
+        if self._bar is None:
+            if read >= total:
+                self._console.print(f"{corpus}: {total} positions read", soft_wrap=True)
+            return
+        if corpus not in self._tasks:
+            self._tasks[corpus] = self._bar.add_task(corpus, total=total)
+        self._bar.update(self._tasks[corpus], completed=read)
+
+
 class TrainingDisplay:
     """Shows the events of one training; logs appear above the bar while it is entered."""
 
@@ -26,6 +70,7 @@ class TrainingDisplay:
         self._name = name
         self._log_every = log_every
         self._console = make_console(stderr=True)
+        self._is_live = can_move(self._console)
         self._bar: Progress | None = None
         self._bar_column: BarColumn
         self._task: TaskID | None = None
@@ -45,19 +90,13 @@ class TrainingDisplay:
             self._bar.stop()
         use_console_for_logs(None)
 
-    @property
-    def is_live(self) -> bool:
-        """Whether a bar can move: a terminal that understands cursor movements, and no CI log."""
-        console = self._console
-        return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI")
-
     def show(self, event: StepEvent) -> None:
         """One step or one validation."""
         if event.validation is not None:
             self._bpb = event.validation.bpb
         if event.message is not None:
             self._console.print(event.message, soft_wrap=True)
-        if self.is_live:
+        if self._is_live:
             self._move_bar(event)
         else:
             self._print_line(event)
@@ -76,7 +115,7 @@ class TrainingDisplay:
         numbers = {}
         if event.loss is not None:
             numbers["loss"] = f"loss {event.loss:.4f}"
-        if self._bpb is not None and self.is_live:
+        if self._bpb is not None and self._is_live:
             numbers["validation"] = f"val {self._bpb:.4f} bpb"
         if event.tokens_per_second is not None:
             numbers["speed"] = f"{event.tokens_per_second:,.0f} tokens/s"

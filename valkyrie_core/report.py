@@ -187,7 +187,7 @@ class GenerateReport(Report):
     seconds: float
     """Seconds for prompt and continuation."""
     tokens_per_second: float | None
-    """Tokens of the continuation per second."""
+    """Speed after the first token, which waits for the prompt."""
     sampling: Sampling
     """How tokens were drawn."""
 

@@ -228,7 +228,7 @@ def generate(
         tokens=continuation.tokens,
         stopped_by="end" if continuation.ended else "max_tokens",
         seconds=seconds,
-        tokens_per_second=continuation.tokens / seconds if seconds else None,
+        tokens_per_second=continuation.tokens_per_second,
         sampling=_sampling_report(config, limit),
     )
 

@@ -12,6 +12,7 @@ from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.bits import Context
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.report import CorpusScore, EvalReport
+from valkyrie_core.runs_train import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import load_run
 
@@ -22,7 +23,7 @@ def evaluate_run(
     """See `valkyrie_core.runs.evaluate`."""
     began = time.perf_counter()
     model, tokenizer, recipe, checkpoint = load_run(place.path)
-    dataset = prepare(recipe.data, tokenizer=tokenizer)
+    dataset = prepare(recipe.data, tokenizer=tokenizer, progress=tell_now_and_then())
     if dataset.fingerprint != checkpoint.meta["data_fingerprint"]:
         raise CheckpointError(
             "the texts are not those that the run was trained on: it may have read what it is "

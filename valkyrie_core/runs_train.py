@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 
 import torch
@@ -92,7 +93,22 @@ def _prepare(recipe: Recipe, tokenizer: Tokenizer | None) -> Dataset:
         f"{model.num_parameters():,}",
         ", ".join(f"{mixer}: {form}" for mixer, form in forms.items()),
     )
-    return prepare(recipe.data, tokenizer=tokenizer)
+    return prepare(recipe.data, tokenizer=tokenizer, progress=tell_now_and_then())
+
+
+def tell_now_and_then(
+    seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
+) -> Callable[[str, int, int], None]:
+    """A progress callback that logs a line every so many seconds: short work says nothing."""
+    told = clock()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal told
+        if clock() - told >= seconds:
+            told = clock()
+            log.info("%s: %d of %d", what, done, total)
+
+    return tell
 
 
 def _asks(poll: Callable[[], None]) -> Callable[[], bool]:

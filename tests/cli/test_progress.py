@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from valkyrie_cli.progress import TrainingDisplay
+from valkyrie_cli.progress import ReadingDisplay, TrainingDisplay, can_move
 from valkyrie_cli.render import configure_logging
 
 
@@ -40,10 +40,10 @@ def show(display: TrainingDisplay, *events: Any) -> str:
 def live(width: int, monkeypatch: pytest.MonkeyPatch) -> TrainingDisplay:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     display = TrainingDisplay("name", log_every=10)
-    display._console._force_terminal = True
     display._console.width = width
-    assert display.is_live
+    assert can_move(display._console)
     return display
 
 
@@ -96,7 +96,24 @@ def test_a_validation_has_its_own_line() -> None:
 def test_ci_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     display = live(80, monkeypatch)
     monkeypatch.setenv("CI", "true")
-    assert "\r" not in show(display, event(10))
+    assert not can_move(display._console)
+    assert show(TrainingDisplay("name", log_every=10), event(10)).startswith("step 10/")
+
+
+def test_reading_is_a_bar_or_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(display: ReadingDisplay) -> str:
+        output = io.StringIO()
+        display._console.file = output
+        with display:
+            for position in (10, 20):
+                display.show("plays", position, 20)
+        return output.getvalue()
+
+    assert read(ReadingDisplay()) == "plays: 20 positions read\n"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("CI", raising=False)
+    assert "100%" in read(ReadingDisplay())
 
 
 def test_a_closed_stderr_does_not_end_the_training() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.infer.test_engine import Countdown
@@ -50,3 +52,18 @@ def test_stop(model: HybridLM, polls: int, tokens: int) -> None:
     list(continuation)
     assert continuation.tokens == tokens
     assert not continuation.ended
+
+
+def test_speed_leaves_the_prompt_out(model: HybridLM) -> None:
+    continuation = Continuation(model, TOKENIZER, "x" * 2000, SAMPLING, max_tokens=3)
+    assert continuation.tokens_per_second is None
+    pieces = iter(continuation)
+    began = time.perf_counter()
+    next(pieces)
+    waited = time.perf_counter() - began
+    list(pieces)
+    assert continuation.tokens_per_second is not None
+    assert continuation.tokens_per_second > 1 / waited
+    one = Continuation(model, TOKENIZER, "x", SAMPLING, max_tokens=1)
+    list(one)
+    assert one.tokens_per_second is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from valkyrie_cli.progress import ReadingDisplay
 from valkyrie_cli.render import (
     JsonOption,
     RunArgument,
@@ -49,13 +50,9 @@ def evaluate(
 
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
-    report = runs.evaluate(place.path, progress=_tell)
+    with ReadingDisplay() as display:
+        report = runs.evaluate(place.path, progress=display.show)
     emit(report, as_json=as_json, human=lambda console: _draw(report, console))
-
-
-def _tell(corpus: str, read: int, total: int) -> None:
-    if read >= total:
-        say(f"{corpus}: {total} positions read", style="dim")
 
 
 def _draw(report: EvalReport, console: Console) -> None:

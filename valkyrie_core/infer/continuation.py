@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from valkyrie_core.data.tokenizer import Tokenizer
@@ -39,10 +40,19 @@ class Continuation:
         """Text tokens drawn so far."""
         self.ended = False
         """Whether the model ended the text itself."""
+        self._drawing_seconds = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed after the first token, which waits for the prompt; None before the second."""
+        if self.tokens < 2 or self._drawing_seconds <= 0:
+            return None
+        return (self.tokens - 1) / self._drawing_seconds
 
     def __iter__(self) -> Iterator[str]:
         stream = Utf8Stream()
-        self.tokens, self.ended = 0, False
+        self.tokens, self.ended, self._drawing_seconds = 0, False, 0.0
+        began = time.perf_counter()
         for token in self._engine.generate(
             [self._begin, *self._prompt],
             self._engine.model.init_state(1),
@@ -54,6 +64,10 @@ class Continuation:
             if token.is_stop:
                 self.ended = True
                 break
+            now = time.perf_counter()
+            if self.tokens == 0:
+                began = now
+            self._drawing_seconds = now - began
             self.tokens += 1
             if piece := stream.feed(self._tokenizer.token_bytes(token.id)):
                 yield piece

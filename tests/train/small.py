@@ -144,7 +144,7 @@ def train(
 
     return train_run(
         settings,
-        prepare=prepare,
+        prepare=keywords.pop("prepare", prepare),
         evaluate=keywords.pop("evaluate", evaluate),
         sample=keywords.pop("sample", sample),
         progress=progress,

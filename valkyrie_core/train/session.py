@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from valkyrie_core.data.batch import Batch, BatchStream
+from valkyrie_core.data.batch import BatchStream
 from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.data.tokenizer import Tokenizer, load_tokenizer
-from valkyrie_core.errors import CheckpointError, MissingError, StoppedError
+from valkyrie_core.errors import CheckpointError, MissingError, ResourceError, StoppedError
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.plan.machine import Precision
 from valkyrie_core.recipe import Recipe
@@ -123,47 +123,66 @@ def train_run(
             hint="start it: leave out --resume and --extend-steps",
         )
     run.create()
-    with StopSignal() as stop, run.lock(command):
-        if goes_on:
-            sitting = go_on(run, recipe, steps=steps, extend_steps=extend_steps)
-        else:
-            sitting = begin(run, recipe, steps=steps, resume_command=resume_command)
-        first_step = sitting.checkpoint.step if sitting.checkpoint else 0
-        tracker = build_tracker(
-            sitting.recipe.train.track,
-            run.path,
-            recipe=sitting.recipe.model_dump(mode="json"),
-            first_step=first_step + 1,
+    try:
+        with StopSignal() as stop, run.lock(command):
+            if goes_on:
+                sitting = go_on(run, recipe, steps=steps, extend_steps=extend_steps)
+            else:
+                sitting = begin(run, recipe, steps=steps, resume_command=resume_command)
+            calls = Calls(prepare, evaluate, sample, progress)
+            return _train(run, sitting, calls, stop, peak_flops)
+    except StopRequestedError as signal:
+        raise _stopped(run, str(signal), command, resume_command) from None
+    except OSError as error:
+        raise ResourceError(
+            f"a file could not be read or written: {error}",
+            hint=f"checkpoints are intact; make room, then go on: {resume_command}",
+        ) from error
+
+
+class Calls(NamedTuple):
+    """What a sitting calls: see `train_run`."""
+
+    prepare: Callable[[Tokenizer | None], Dataset]
+    evaluate: Evaluate
+    sample: Sample
+    progress: Callable[[StepEvent], None]
+
+
+def _train(
+    run: RunDir, sitting: Sitting, calls: Calls, stop: StopSignal, peak_flops: float | None
+) -> TrainResult:
+    """Prepare the data, put the trainer where the sitting begins, and let it work."""
+    recipe, checkpoint = sitting.recipe, sitting.checkpoint
+    tracker = build_tracker(
+        recipe.train.track,
+        run.path,
+        recipe=recipe.model_dump(mode="json"),
+        first_step=checkpoint.step + 1 if checkpoint else 1,
+    )
+    try:
+        with stop.immediate():
+            own = load_tokenizer(run.tokenizer_directory) if checkpoint else None
+            dataset = calls.prepare(own)
+        tools = Tools(
+            batch=BatchStream(
+                dataset,
+                weights=dataset.weights,
+                seed=recipe.seed,
+                batch_size=recipe.train.batch_size,
+                context_len=recipe.train.context_len,
+            ).batch,
+            evaluate=lambda model, poll: calls.evaluate(model, dataset, poll),
+            sample=lambda model, prompt, poll: calls.sample(model, dataset, prompt, poll),
+            progress=calls.progress,
+            tracker=tracker,
         )
-        try:
-            with stop.immediate():
-                resumes = sitting.checkpoint is not None
-                dataset = prepare(load_tokenizer(run.tokenizer_directory) if resumes else None)
-            tools = Tools(
-                batch=_batches(sitting.recipe, dataset),
-                evaluate=lambda model, poll: evaluate(model, dataset, poll),
-                sample=lambda model, prompt, poll: sample(model, dataset, prompt, poll),
-                progress=progress,
-                tracker=tracker,
-            )
-            trainer = _trainer(run, sitting, dataset, tools, stop, peak_flops)
-            trainer.fit(sitting.until)
-        except StopRequestedError as signal:
-            raise _stopped(run, str(signal), command, resume_command) from None
-        finally:
-            if tracker is not None:
-                tracker.close()
-        return _result(run, sitting, dataset, trainer)
-
-
-def _batches(recipe: Recipe, dataset: Dataset) -> Callable[[int], Batch]:
-    return BatchStream(
-        dataset,
-        weights=dataset.weights,
-        seed=recipe.seed,
-        batch_size=recipe.train.batch_size,
-        context_len=recipe.train.context_len,
-    ).batch
+        trainer = _trainer(run, sitting, dataset, tools, stop, peak_flops)
+        trainer.fit(sitting.until)
+    finally:
+        if tracker is not None:
+            tracker.close()
+    return _result(run, sitting, dataset, trainer)
 
 
 def _trainer(

@@ -150,10 +150,17 @@ def _extensions(run: RunDir, checkpoint: Checkpoint) -> tuple[Extension, ...]:
 def _agreed(stored: Recipe, given: Recipe) -> Recipe:
     """The recipe to go on with: the stored one, with what may change taken from the given one."""
     before, now = dict(_leaves(stored)), dict(_leaves(given))
-    changed = [
-        f"{key} was {json.dumps(before.get(key))} and is {json.dumps(now.get(key))}"
+    keys = [
+        key
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not _may_change(key) and key != "train.steps"
+    ]
+    # where a type changed, its keys are others anyway: the type says it all
+    types = [key.removesuffix("type") for key in keys if key.endswith(".type")]
+    changed = [
+        f"{key} was {json.dumps(before.get(key))} and is {json.dumps(now.get(key))}"
+        for key in keys
+        if not any(key.startswith(kind) and key != kind + "type" for kind in types)
     ]
     if changed:
         raise UsageError(

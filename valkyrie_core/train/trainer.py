@@ -123,7 +123,7 @@ class Trainer:
         Raises:
             StopRequestedError: a signal came; the state has been saved.
             DivergedError: loss or gradients are not finite; nothing was updated with them.
-            ResourceError: memory or disk ran out; older checkpoints are intact.
+            ResourceError: memory ran out, or a checkpoint can't be written.
         """
         try:
             while True:
@@ -148,11 +148,6 @@ class Trainer:
             if "can't allocate memory" in str(error):
                 raise _out_of_memory(self.config.grad_accum_steps) from error
             raise
-        except OSError as error:
-            raise ResourceError(
-                f"a file could not be read or written while training: {error}",
-                hint="checkpoints are intact; make room, then go on with --resume",
-            ) from error
         self.journal.draw()
 
     def _train_step(self) -> None:

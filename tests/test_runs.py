@@ -90,3 +90,7 @@ def test_listing_runs_needs_no_torch(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert result.returncode == 0
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in runs.__all__ if not hasattr(runs, name)] == []

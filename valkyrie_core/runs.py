@@ -40,13 +40,12 @@ if TYPE_CHECKING:
     from valkyrie_core.nn.model import HybridLM
     from valkyrie_core.recipe import Recipe
     from valkyrie_core.train.load import LoadedRun
-    from valkyrie_core.train.progress import StepEvent
+    from valkyrie_core.train.progress import StepEvent as StepEvent
 
 __all__ = [
     "Loaded",
     "OpenedChat",
     "RunPlace",
-    "StepEvent",
     "build_tokenizer",
     "chat_report",
     "doctor",

@@ -48,6 +48,10 @@ def test_globs_and_overlapping_paths_give_a_file_once(tmp_path: Path) -> None:
     )
     assert len(train) + len(validation) == 4
     assert dropped == {}
+    (tmp_path / "link.txt").symlink_to(tmp_path / "texts" / "story-00.txt")
+    train, validation, dropped = read(paths=["texts", "link.txt"])
+    assert len(train) + len(validation) == 4
+    assert dropped == {}
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path: Path) -> None:

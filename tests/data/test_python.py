@@ -24,7 +24,14 @@ def test_source_without_tests_and_packages(tmp_path: Path) -> None:
     assert "source/os.py" in names
     assert "source/json/decoder.py" in names
     parts = {part for name in names for part in name.split("/")[:-1]}
-    assert not parts & {"test", "tests", "site-packages", "dist-packages", "pydoc_data"}
+    assert not parts & {
+        "test",
+        "tests",
+        "idle_test",
+        "site-packages",
+        "dist-packages",
+        "pydoc_data",
+    }
     assert len(names) > 300
 
 

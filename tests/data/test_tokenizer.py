@@ -121,11 +121,15 @@ def test_bpe_shortens_what_it_was_trained_on() -> None:
 
 
 def test_cutting_long_texts_changes_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = " ".join(document.text for document in documents(40)) + "   end   \u2581  "
-    whole = BPE.encode(text)
+    code = "".join(f"{' ' * (n % 9)}if x:\n{' ' * (n % 5)}the fox\n" for n in range(99))
+    text = " ".join(document.text for document in documents(40)) + "   end   \u2581  " + code
+    config = SentencePieceConfig(vocab_size=330)
+    tokenizer = build_tokenizer(config, [*documents(40), text_document("code", code)])
+    assert b"    " in [tokenizer.token_bytes(token) for token in range(330)]
+    whole = tokenizer.encode(text)
     for size in (16, 50, 333):
         monkeypatch.setattr("valkyrie_core.data.bpe_tokenizer._SEGMENT", size)
-        assert BPE.encode(text) == whole
+        assert tokenizer.encode(text) == whole
 
 
 def test_training_is_deterministic_and_in_any_order() -> None:
@@ -148,7 +152,9 @@ def test_at_most_max_training_bytes_are_read() -> None:
         if size > 10_000:
             break
     assert len(used) < len(many)
-    assert build_tokenizer(config, many).fingerprint == build_tokenizer(config, used).fingerprint
+    assert (
+        build_tokenizer(config, many[::-1]).fingerprint == build_tokenizer(config, used).fingerprint
+    )
 
 
 def test_a_vocabulary_too_large_for_the_text() -> None:

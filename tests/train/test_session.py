@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.train import small
-from tests.train.forks import fork, run_to_the_end, wait
+from tests.train.forks import fork, wait
 from tests.train.test_resume import outcome, send_at, stopped_after
 from valkyrie_core.errors import (
     CheckpointError,
@@ -293,35 +293,54 @@ def test_a_stop_that_comes_with_the_last_step_is_a_finish(folder: Path, cache: P
     assert result.finished
 
 
+class TermAt:
+    """A storage hook that sends SIGTERM to its process at each of the given events."""
+
+    def __init__(self, *moments: int) -> None:
+        self.count, self.moments = 0, moments
+
+    def __call__(self, event: str, path: Path) -> None:
+        self.count += 1
+        if self.count in self.moments:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_sigterm_at_any_moment_ends_with_75_and_loses_nothing(folder: Path, cache: Path) -> None:
-    """Twenty moments of a whole sitting, data and saving included."""
+    """Moments all over a sitting, in the middle of saving too."""
     settings: dict[str, Any] = {"save_every": 1, "steps": 8, "sample_prompts": ["So"]}
-    whole = small.recipe(folder, runs="whole", **settings)
-    started = time.monotonic()
-    run_to_the_end(lambda: small.train(whole, cache=cache) and None)
-    seconds = time.monotonic() - started
-    expected = outcome(run_of(whole))
+    hook = TermAt()
+    whole = small.train(
+        small.recipe(folder, runs="whole", **settings), cache=cache, storage=Storage(hook)
+    )
+    expected = outcome(whole.run)
     codes = []
-    for moment in range(20):
-        recipe = small.recipe(folder, runs=f"at{moment}", **settings)
-
-        def work(recipe: Any = recipe) -> None:
-            try:
-                small.train(recipe, cache=cache)
-            except StoppedError as error:
-                os._exit(error.exit_code)
-
-        child = fork(work)
-        # not before the run holds its lock: until then a signal ends the process as usual
-        while not (run_of(recipe).path / "lock.json").exists():
-            time.sleep(0.001)
-        time.sleep(seconds * moment / 20)
-        os.kill(child, signal.SIGTERM)
+    for at in range(1, hook.count, hook.count // 20):
+        recipe = small.recipe(folder, runs=f"at{at}", **settings)
+        child = fork(lambda: exit_as_the_command_line_does(recipe, cache, Storage(TermAt(at))))  # noqa: B023
         codes.append(wait(child))
-        assert codes[-1] in (75, 0), codes
         result = small.train(recipe, cache=cache, resume=True)
-        assert outcome(result.run) == expected
-    assert codes.count(75) >= 10
+        assert outcome(result.run) == expected, f"SIGTERM at event {at}"
+    # the last moments come after the last step: there the sitting just ends
+    assert codes.count(75) >= 18
+    assert set(codes) <= {75, 0}
+
+
+def test_a_second_signal_leaves_at_once_with_130(folder: Path, cache: Path) -> None:
+    settings: dict[str, Any] = {"save_every": 1, "steps": 4}
+    expected = outcome(small.train(small.recipe(folder, runs="whole", **settings), cache=cache).run)
+    for at in (120, 131, 142):
+        recipe = small.recipe(folder, runs=f"at{at}", **settings)
+        storage = Storage(TermAt(at, at + 3))  # the second one in the same save
+        child = fork(lambda: exit_as_the_command_line_does(recipe, cache, storage))  # noqa: B023
+        assert wait(child) == 130
+        assert outcome(small.train(recipe, cache=cache, resume=True).run) == expected
+
+
+def exit_as_the_command_line_does(recipe: Any, cache: Path, storage: Storage) -> None:
+    try:
+        small.train(recipe, cache=cache, storage=storage)
+    except StoppedError as error:
+        os._exit(error.exit_code)
 
 
 # Faults of the disk ------------------------------------------------------------------------------

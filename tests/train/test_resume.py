@@ -245,14 +245,18 @@ def test_only_a_finished_run_is_extended(folder: Path, cache: Path) -> None:
     assert small.train(recipe, cache=cache, resume=True).horizon == 5
 
 
+@pytest.mark.parametrize("content", [None, "broken", "[{}]", "7"])
 def test_a_lost_list_of_extensions_comes_back_from_the_checkpoint(
-    folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
+    content: str | None, folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = small.recipe(folder, steps=3)
     small.train(recipe, cache=cache)
     stopped_after(recipe, 5, cache, extend_steps=4)
     run = RunDir(Path(recipe.runs_dir) / recipe.name)
-    run.extensions_file.unlink()
+    if content is None:
+        run.extensions_file.unlink()
+    else:
+        run.extensions_file.write_text(content)
     assert small.train(recipe, cache=cache, resume=True).step == 7
     assert run.load_extensions() == (Extension(3, 4),)
     assert "incomplete and is restored" in caplog.text

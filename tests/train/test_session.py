@@ -75,16 +75,30 @@ def test_a_run_leaves_everything_that_describes_it(folder: Path, cache: Path) ->
     assert verify(result.checkpoint).step == 6
 
 
-def test_an_existing_run_is_not_started_again(folder: Path, cache: Path) -> None:
+def test_a_finished_run_is_not_started_again(folder: Path, cache: Path) -> None:
     recipe = small.recipe(folder)
     result = small.train(recipe, cache=cache)
     before = outcome(result.run)
-    with pytest.raises(UsageError, match="exists already") as caught:
+    with pytest.raises(UsageError, match=r"exists already in .*, finished at step 6") as caught:
         small.train(recipe, cache=cache)
-    assert "valkyrie train small --resume" in str(caught.value.hint)
-    assert "--set name=NEW" in str(caught.value.hint)
-    assert "--extend-steps" in str(caught.value.hint)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint == (
+        "continue it with --extend-steps N, or start another with --set name=NEW"
+    )
     assert outcome(result.run) == before
+
+
+def test_an_interrupted_run_is_not_started_again(folder: Path, cache: Path) -> None:
+    recipe = small.recipe(folder)
+    stopped_after(recipe, 2, cache)
+    for recipe_file, where in ((None, ", at step 2 of 6"), ("broken", "")):
+        if recipe_file:
+            run_of(recipe).recipe_file.write_text(recipe_file)
+        with pytest.raises(UsageError, match=f"exists already in .*small{where}$") as caught:
+            small.train(recipe, cache=cache)
+        assert caught.value.hint == (
+            "go on with it: valkyrie train small --resume; or start another with --set name=NEW"
+        )
 
 
 def test_a_damaged_run_is_not_started_again_either(folder: Path, cache: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -170,19 +170,23 @@ def _publish(temporary: Path, final: Path, storage: Storage) -> None:
 
 def _compare(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise OSError where the file does not hold exactly these tensors, bit for bit."""
-    stored = load_file(path)
-    same = stored.keys() == tensors.keys() and all(
-        stored[name].dtype == tensor.dtype
-        and stored[name].shape == tensor.shape
-        and torch.equal(_as_bytes(stored[name]), _as_bytes(tensor))
-        for name, tensor in tensors.items()
-    )
+    # one tensor at a time: a second copy of everything may not fit beside the model
+    with safe_open(path, framework="pt") as stored:
+        same = set(stored.keys()) == tensors.keys() and all(
+            _equal(stored.get_tensor(name), tensor) for name, tensor in tensors.items()
+        )
     if not same:
         raise OSError(errno.EIO, f"{path.name} reads back differently")
 
 
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """The same bits; equality of floats would call two equal NaN different."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(_as_bytes(one), _as_bytes(other))
+
+
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor: equality of floats would call two equal NaN different."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 

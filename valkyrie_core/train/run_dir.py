@@ -13,6 +13,7 @@ runs/NAME/recipe.json        the resolved recipe, as the run was started
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.checkpoint import list_checkpoints
 from valkyrie_core.train.schedule import Extension
 from valkyrie_core.train.storage import Storage
+
+log = logging.getLogger("valkyrie")
 
 
 class RunDir:
@@ -124,8 +127,13 @@ class RunDir:
         """What --extend-steps added so far."""
         if not self.extensions_file.exists():
             return ()
-        entries = json.loads(self.extensions_file.read_bytes())
-        return tuple(Extension(int(entry["start"]), int(entry["steps"])) for entry in entries)
+        try:
+            entries = json.loads(self.extensions_file.read_bytes())
+            return tuple(Extension(int(entry["start"]), int(entry["steps"])) for entry in entries)
+        except (ValueError, KeyError, TypeError):
+            # checkpoints hold the list too
+            log.warning("%s can't be read and is passed over", self.extensions_file)
+            return ()
 
     def save_extensions(self, extensions: Sequence[Extension]) -> None:
         """Store what --extend-steps added."""

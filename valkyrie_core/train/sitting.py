@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from valkyrie_core.errors import CheckpointError, UsageError
+from valkyrie_core.errors import CheckpointError, UsageError, ValkyrieError
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.checkpoint import (
     Checkpoint,
@@ -55,11 +55,7 @@ def begin(run: RunDir, recipe: Recipe, *, steps: int | None, resume_command: str
     """A fresh run. UsageError where one of this name has been trained already."""
     existing = list_checkpoints(run.checkpoints)
     if existing:
-        raise UsageError(
-            f"the run {run.name} exists already in {run.path}, at step {existing[0][0]}",
-            hint=f"go on with it: {resume_command}; or start another: --set name=NEW; "
-            "a finished run takes --extend-steps N",
-        )
+        raise _exists(run, existing[0][0], resume_command)
     if steps is not None:
         train = recipe.train.model_copy(update={"steps": steps})
         recipe = recipe.model_copy(update={"train": train})
@@ -68,6 +64,29 @@ def begin(run: RunDir, recipe: Recipe, *, steps: int | None, resume_command: str
     run.save_recipe(recipe)
     plan = LRPlan(recipe.train.schedule, recipe.train.steps)
     return Sitting(recipe, plan, plan.horizon, None)
+
+
+def _exists(run: RunDir, step: int, resume_command: str) -> UsageError:
+    """Says how far a run is and what to type."""
+    another = "start another with --set name=NEW"
+    try:
+        train = run.load_recipe().train
+        horizon = LRPlan(train.schedule, train.steps, run.load_extensions()).horizon
+    except ValkyrieError:
+        # its recipe can't be read; --resume will say so, and more
+        return UsageError(
+            f"the run {run.name} exists already in {run.path}",
+            hint=f"go on with it: {resume_command}; or {another}",
+        )
+    if step >= horizon:
+        return UsageError(
+            f"the run {run.name} exists already in {run.path}, finished at step {step}",
+            hint=f"continue it with --extend-steps N, or {another}",
+        )
+    return UsageError(
+        f"the run {run.name} exists already in {run.path}, at step {step} of {horizon}",
+        hint=f"go on with it: {resume_command}; or {another}",
+    )
 
 
 def _tidy(run: RunDir) -> None:

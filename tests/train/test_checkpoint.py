@@ -104,8 +104,12 @@ def test_files_are_readable_as_the_umask_says(folder: Path, mask: int, mode: int
     assert modes == dict.fromkeys(ALL_FILES, mode)
 
 
-def test_every_file_is_on_the_disk_before_it_gets_its_name(folder: Path) -> None:
+def test_every_file_is_on_the_disk_before_it_gets_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The order that survives a power cut: files, manifest last, directory, rename, parent."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
     events: list[tuple[str, str]] = []
     storage = Storage(lambda event, path: events.append((event, path.name)))
     final = save(folder, 1, storage)
@@ -119,6 +123,9 @@ def test_every_file_is_on_the_disk_before_it_gets_its_name(folder: Path) -> None
     assert all(operations.index(("fsync", name)) < manifest_written for name in FILES)
     assert operations[rename - 1] == ("fsync", temporary)
     assert operations[rename + 1] == ("fsync", folder.name)
+    # and each of those was one call of the system, on the right file
+    expected = [*(final / name for name in ALL_FILES), final, folder]
+    assert sorted(synced) == sorted(path.stat().st_ino for path in expected)
 
 
 @pytest.mark.parametrize("name", ALL_FILES)
@@ -130,9 +137,10 @@ def test_every_truncation_is_detected(folder: Path, name: str) -> None:
         file.write_bytes(data[: len(data) * part // 64])
         with pytest.raises(CheckpointError, match=name):
             verify(path)
-    file.write_bytes(data + b"\0")
-    with pytest.raises(CheckpointError, match=name):
-        verify(path)
+    for added in (b"\0", b"\n", b" "):  # JSON would not mind the last two
+        file.write_bytes(data + added)
+        with pytest.raises(CheckpointError, match=name):
+            verify(path)
 
 
 @pytest.mark.parametrize("name", ALL_FILES)

@@ -56,6 +56,8 @@ class Trial:
         shutil.rmtree(self.path)
 
     def result(self) -> tuple[str, list[dict[str, Any]], str]:
+        everything = [*self.path.iterdir(), *(self.path / "checkpoints").iterdir()]
+        assert [path for path in everything if path.name.startswith(".")] == []
         samples = (self.path / "samples.md").read_text(encoding="utf-8")
         return small.digest(self.path), small.rows(self.path), samples
 

@@ -50,7 +50,13 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 class Dropping(HybridLM):
     """A model that draws numbers while it trains, so that the generator's state matters."""
 
+    calls = 0
+    stop_at = 0
+
     def loss(self, *arguments: Any, **keywords: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         loss, state, aux = super().loss(*arguments, **keywords)
         return nn.functional.dropout(loss, 0.3, self.training) + torch.rand(()) * loss, state, aux
 
@@ -93,6 +99,21 @@ def test_stopping_after_every_step_changes_no_bit(
         resumed = small.train(recipe, cache=cache, resume=True)
         assert resumed.finished
         assert outcome(resumed.run) == expected, f"stopped after step {k}"
+
+
+@pytest.mark.parametrize("stop_at", range(1, 9))
+def test_a_stop_inside_a_step_gives_back_the_numbers_it_drew(
+    stop_at: int, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "HybridLM", Dropping)
+    settings: dict[str, Any] = {"steps": 3, "grad_accum_steps": 4}
+    whole = small.train(small.recipe(folder, runs="whole", **settings), cache=cache)
+    recipe = small.recipe(folder, runs="stopped", **settings)
+    monkeypatch.setattr(Dropping, "stop_at", stop_at)
+    with pytest.raises(StoppedError):
+        small.train(recipe, cache=cache)
+    monkeypatch.setattr(Dropping, "stop_at", 0)
+    assert outcome(small.train(recipe, cache=cache, resume=True).run) == outcome(whole.run)
 
 
 def test_a_stop_after_every_single_step(folder: Path, cache: Path) -> None:

@@ -357,6 +357,33 @@ def exit_as_the_command_line_does(recipe: Any, cache: Path, storage: Storage) ->
         os._exit(error.exit_code)
 
 
+def test_a_validation_that_was_made_up_for_and_lost_again_is_no_second_row(
+    folder: Path, cache: Path
+) -> None:
+    """Stopped in the validation, resumed, killed between its row and its checkpoint."""
+    expected = outcome(small.train(small.recipe(folder, runs="whole"), cache=cache).run)
+    recipe = small.recipe(folder)
+
+    def stop(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        return small.evaluate(*arguments)
+
+    with pytest.raises(StoppedError):
+        small.train(recipe, cache=cache, evaluate=stop)
+
+    def kill(event: str, path: Path) -> None:
+        if event == "before mkdir":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    code = wait(
+        fork(lambda: small.train(recipe, cache=cache, resume=True, storage=Storage(kill)) and None)
+    )
+    assert code == -signal.SIGKILL
+    assert [row["kind"] for row in small.rows(run_of(recipe))] == ["train", "val"]
+    assert outcome(small.train(recipe, cache=cache, resume=True).run) == expected
+
+
 # Faults of the disk ------------------------------------------------------------------------------
 
 
@@ -465,6 +492,8 @@ def test_a_start_that_does_not_fit_says_what_does_not(folder: Path, cache: Path)
         meta=meta,
         storage=Storage(),
     )
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        load_run(first.path)
     with pytest.raises(RecipeError, match="another tokenizer"):
         small.train(small.recipe(folder, name="fourth", init_from="first"), cache=cache)
 

@@ -32,7 +32,7 @@ def uneven_batch(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(5, 261, (4, 17), generator=generator)
     targets = tokens[:, 1:].clone()
-    for row, scored in enumerate((16, 3, 0, 9)):
+    for row, scored in enumerate((16, 3, 0, 9 - 4 * (step % 2))):
         targets[row, scored:] = -100
     return Batch(tokens[:, :-1], targets, torch.arange(4)[:, None].expand(4, 16))
 
@@ -179,6 +179,7 @@ def test_nan_is_caught_before_anything_is_updated(
     now = everything()
     assert len(states) == good_steps
     assert all(torch.equal(now[name], states[-1][name]) for name in now)
+    assert all(parameter.grad is None for parameter in bench.model.parameters())
     assert list_checkpoints(bench.run.checkpoints)[0][0] == saved
     assert all(bool(tensor.isfinite().all()) for tensor in bench.newest().values())
 
@@ -194,6 +195,33 @@ def test_an_absurd_rate_ends_with_an_error_and_not_with_absurd_weights(
     assert "train.optimizer.lr" in str(caught.value.hint)
     for _, path in list_checkpoints(bench.run.checkpoints):
         assert all(bool(t.isfinite().all()) for t in verify(path).model_tensors().values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(folder: Path) -> None:
+    bench = Bench(folder, steps=4, save_every=1)
+
+    def poison(event: StepEvent) -> None:
+        if event.step == 2:
+            with torch.no_grad():
+                bench.model.head.weight[3, 4] = math.inf
+
+    bench.trainer.tools = bench.trainer.tools._replace(progress=poison)
+    with pytest.raises(DivergedError, match=r"head\.weight are not finite.* step 1 is intact"):
+        bench.fit()
+    assert list_checkpoints(bench.run.checkpoints)[0][0] == 1
+
+
+def test_a_row_holds_the_mean_over_the_tokens_since_the_last(folder: Path) -> None:
+    bench = Bench(folder, steps=4, log_every=2)
+    bench.fit()
+    losses = [event.loss or 0.0 for event in bench.events]
+    scored = [int((uneven_batch(step).targets_BT != -100).sum()) for step in range(4)]
+    assert scored[0] != scored[1]
+    rows = [row for row in small.rows(bench.run) if row["kind"] == "train"]
+    for row, first in zip(rows, (0, 2), strict=True):
+        pair = slice(first, first + 2)
+        total = sum(a * b for a, b in zip(losses[pair], scored[pair], strict=True))
+        assert row["loss"] == pytest.approx(total / sum(scored[pair]), rel=1e-12)
 
 
 def test_a_validation_that_is_not_finite_is_divergence(folder: Path) -> None:

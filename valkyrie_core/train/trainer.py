@@ -262,11 +262,11 @@ class Trainer:
 
     def _save_is_due(self, until: int) -> bool:
         step = self.at.step
-        if self.saver.saved is None or self.saver.saved == (step, self.at.validated):
+        # a stop during validation saved this step without it: then it is due again
+        if self.saver.saved == (step, self.at.validated):
             return False
         due = step % self._save_every == 0 or step in self.plan.ends
-        # a stop during validation saved this step without it: save it again
-        return due or step in (until, self.at.best_step, self.saver.saved[0])
+        return due or step in (until, self.at.best_step)
 
     def _save(self) -> None:
         if self.saver.saved == (self.at.step, self.at.validated):

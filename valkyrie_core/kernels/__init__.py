@@ -65,7 +65,13 @@ def wkv7(
 def _native_serves(r: Tensor) -> bool:
     if r.device.type != "cpu" or r.dtype == torch.float64:
         return False
-    reason = native.why_not(r.shape[-1])
+    return bool(_native_serves_width(r.shape[-1]))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _native_serves_width(head_dim: int) -> bool:
+    """Whether the kernel can be had; a compiled graph takes the answer as a constant."""
+    reason = native.why_not(head_dim)
     if reason is None:
         return True
     if reason not in _announced:

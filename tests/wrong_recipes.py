@@ -73,6 +73,7 @@ CASES: list[tuple[str, str, str | bytes]] = [
     ("second document", "train:", "---\ntrain:"),
     ("deep nesting", "seed: 1", "seed: " + "[" * 60 + "]" * 60),
     ("endless number", "seed: 1", "seed: " + "9" * 5000),
+    ("seed past 63 bits", "seed: 1", "seed: 9223372036854775808"),
     # keys
     ("misspelt key", "    pattern: [", "    patern: ["),
     ("misspelt section", "model:", "modle:"),

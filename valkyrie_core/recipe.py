@@ -27,7 +27,7 @@ class Recipe(Config):
     """Names the run: its directory is runs_dir/name."""
     description: str = ""
     """One sentence on what the experiment is for."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Fixes initial weights, data order and sampling."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: cuda, else mps, else cpu."""

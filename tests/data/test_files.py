@@ -122,6 +122,10 @@ def test_line_separators_inside_json_strings_split_no_row(tmp_path: Path) -> Non
         (b'{"text": "\xff"}\n', "bad.jsonl:1:11: not UTF-8"),
         (b'{"text": "a"}\n[1]\n', "bad.jsonl:2: not a JSON object but list"),
         (b"[" * 100_000, "bad.jsonl:1:1: not JSON (nested too deeply)"),
+        (
+            b'{"n": ' + b"9" * 5000 + b"}\n",
+            "bad.jsonl:1:1: not JSON (a number with too many digits)",
+        ),
     ],
 )
 def test_a_bad_line_is_located(tmp_path: Path, content: bytes, message: str) -> None:

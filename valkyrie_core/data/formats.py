@@ -168,7 +168,10 @@ def _jsonl_rows(source: Source) -> Iterator[tuple[str, Row]]:
             ) from error
         except (ValueError, RecursionError) as error:
             column_number = getattr(error, "colno", 1)
-            reason = getattr(error, "msg", "nested too deeply")
+            # what is no JSONDecodeError comes from Python's limits: on depth, on digits of a number
+            deep = isinstance(error, RecursionError)
+            limit = "nested too deeply" if deep else "a number with too many digits"
+            reason = getattr(error, "msg", limit)
             raise MissingError(
                 f"{name}:{column_number}: not JSON ({reason})",
                 hint="every line of a jsonl file is one JSON object",

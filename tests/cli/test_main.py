@@ -216,6 +216,12 @@ def test_help_has_examples(cli: Cli, command: list[str]) -> None:
     assert re.search(rf"^ +valkyrie {' '.join(command)}", examples, re.MULTILINE)
 
 
+@pytest.mark.parametrize("group", ["recipe", "runs", "tokenizer"])
+def test_the_help_of_a_group_has_examples(cli: Cli, group: str) -> None:
+    examples = cli(group, "--help").out.partition("Examples:\n")[2]
+    assert re.search(rf"^ +valkyrie {group} ", examples, re.MULTILINE)
+
+
 def test_examples_in_help_parse(cli: Cli) -> None:
     """Every example names options that exist (`--help` is read before anything runs)."""
     for command in COMMANDS:

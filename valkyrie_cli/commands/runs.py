@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
     from valkyrie_core.report import RunsListReport, RunsShowReport, RunSummary
 
-app = typer.Typer(help="List runs and look into one.", rich_markup_mode=None)
+app = typer.Typer(
+    rich_markup_mode=None,
+    help="List runs and look into one.\n"
+    "\n\b\nExamples:\n"
+    "  valkyrie runs list               all runs of this folder, newest first\n"
+    "  valkyrie runs show quickstart    its state, checkpoints and validations",
+)
 
 
 @app.command("list")

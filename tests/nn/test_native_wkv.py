@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,24 @@ def test_flops_are_counted() -> None:
         y.sum().backward()
     assert forward.get_total_flops() == 9 * 2 * 7 * 3 * 64
     assert back.get_total_flops() == 27 * 2 * 7 * 3 * 64
+
+
+def test_what_does_not_compile_does_not_load_the_compiler() -> None:
+    """It takes a second, which every answer of `valkyrie generate` would wait for."""
+    script = (
+        "import sys, torch\n"
+        "from valkyrie_core.kernels import wkv7\n"
+        "import valkyrie_core.nn.model\n"
+        "xs = [torch.zeros(1, 3, 1, 8, requires_grad=True) for _ in range(6)]\n"
+        "torch.autograd.backward(wkv7(*xs)[0].sum())\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_mark_of_a_constant_is_still_torchs() -> None:
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked).keys() <= vars(kernels._native_serves_width).keys()
 
 
 @needs_native

@@ -139,6 +139,17 @@ def test_every_architecture_resumes(
     assert outcome(small.train(recipe, cache=cache, resume=True).run) == outcome(whole.run)
 
 
+def test_a_compiled_run_resumes(
+    folder: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    compiled = {"optimizer": small.MUON, "compile": {}}
+    straight = small.train(small.recipe(folder, runs="straight", **compiled), cache=cache)
+    recipe = small.recipe(folder, runs="stopped", **compiled)
+    stopped_after(recipe, 3, cache)
+    assert outcome(small.train(recipe, cache=cache, resume=True).run) == outcome(straight.run)
+    assert "Graph break" not in capfd.readouterr().err
+
+
 def test_equal_seeds_give_equal_bits_and_others_do_not(folder: Path, cache: Path) -> None:
     runs = [
         small.train(small.recipe(folder, runs=name, steps=3), cache=cache).run

@@ -68,7 +68,6 @@ def _native_serves(r: Tensor) -> bool:
     return bool(_native_serves_width(r.shape[-1]))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _native_serves_width(head_dim: int) -> bool:
     """Whether the kernel can be had; a compiled graph takes the answer as a constant."""
     reason = native.why_not(head_dim)
@@ -82,6 +81,10 @@ def _native_serves_width(head_dim: int) -> bool:
             reason,
         )
     return False
+
+
+# what torch.compiler.assume_constant_result does, after a second of importing the compiler
+_native_serves_width._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _native(

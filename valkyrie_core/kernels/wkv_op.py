@@ -21,8 +21,24 @@ FLOPS_PER_STATE_ELEMENT = 9
 BACKWARD_FLOPS_PER_STATE_ELEMENT = 3 * FLOPS_PER_STATE_ELEMENT
 
 
-@torch.library.custom_op("valkyrie::wkv7", mutates_args=(), device_types="cpu")
-def wkv7_native(
+# `define` and `impl` rather than `custom_op`: that one imports torch's compiler, which takes a
+# second, at the first call of every process
+_library = torch.library.Library("valkyrie", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "wkv7(Tensor r, Tensor log_decay, Tensor k, Tensor v, Tensor a, Tensor b, Tensor? state, "
+    "Tensor? flags_BT, bool save) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.define(  # type: ignore[no-untyped-call]
+    "wkv7_backward(Tensor r, Tensor log_decay, Tensor k, Tensor v, Tensor a, Tensor b, "
+    "Tensor? flags_BT, Tensor sa, Tensor checkpoints, Tensor dy, Tensor d_final) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl(_library, "wkv7", "CPU")
+def _wkv7(
     r: Tensor,
     log_decay: Tensor,
     k: Tensor,
@@ -37,7 +53,7 @@ def wkv7_native(
     return native.forward([r, log_decay, k, v, a, b], flags_BT, state, save)
 
 
-@wkv7_native.register_fake
+@torch.library.register_fake("valkyrie::wkv7", lib=_library)  # type: ignore[untyped-decorator]
 def _(
     r: Tensor,
     log_decay: Tensor,
@@ -58,8 +74,8 @@ def _(
     return torch.empty_like(r), final, sa, saved.clone()
 
 
-@torch.library.custom_op("valkyrie::wkv7_backward", mutates_args=(), device_types="cpu")
-def wkv7_native_backward(
+@torch.library.impl(_library, "wkv7_backward", "CPU")
+def _wkv7_backward(
     r: Tensor,
     log_decay: Tensor,
     k: Tensor,
@@ -79,7 +95,7 @@ def wkv7_native_backward(
     return g[0], g[1], g[2], g[3], g[4], g[5], d_state
 
 
-@wkv7_native_backward.register_fake
+@torch.library.register_fake("valkyrie::wkv7_backward", lib=_library)  # type: ignore[untyped-decorator]
 def _(
     r: Tensor,
     log_decay: Tensor,
@@ -111,7 +127,9 @@ def _backward(ctx: Any, dy: Tensor, d_final: Tensor, *unused: Tensor) -> tuple[A
     return (*out[:6], out[6] if ctx.has_state else None, None, None)
 
 
-wkv7_native.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd("valkyrie::wkv7", _backward, setup_context=_setup, lib=_library)
+wkv7_native = torch.ops.valkyrie.wkv7.default
+wkv7_native_backward = torch.ops.valkyrie.wkv7_backward.default
 
 
 @register_flop_formula(torch.ops.valkyrie.wkv7)

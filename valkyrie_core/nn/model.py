@@ -14,6 +14,7 @@ Shapes: B batch, T time, D model, V vocabulary, R rows of a chunk.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ LOGITS_AT_ONCE = 1 << 22
 """Logits of a chunk of the loss: 16 MiB in fp32, whatever the vocabulary."""
 IGNORED = -100
 """The target that is not scored."""
+Loss = Callable[..., tuple[Tensor, LMState, dict[str, Tensor]]]
+"""`HybridLM.loss`, or what was compiled from it."""
 
 
 class HybridLMConfig(Config):
@@ -96,6 +99,8 @@ class HybridLM(nn.Module):
     returned one on to continue, keep the old one to fork.
     """
 
+    _enter = staticmethod(enter)
+
     def __init__(self, config: HybridLMConfig) -> None:
         super().__init__()
         if config.vocab_size is None:
@@ -151,6 +156,14 @@ class HybridLM(nn.Module):
             loss = loss + value
         return loss, state, dict(ctx.aux)
 
+    def compiled_loss(self, mode: str) -> Loss:
+        """`loss` by way of torch.compile, for one shape of window."""
+        # it looks at values (is there padding?), which a compiled graph can't. Said here and not
+        # beside it: saying it imports the compiler, which takes a second
+        self._enter = torch.compiler.disable(enter)  # type: ignore[no-untyped-call]
+        # static shapes: with dynamic ones the bits would depend on what was seen before
+        return torch.compile(self.loss, dynamic=False, mode=mode)
+
     def token_losses(
         self,
         tokens_BT: Tensor,
@@ -176,7 +189,7 @@ class HybridLM(nn.Module):
     def _hidden(
         self, tokens_BT: Tensor, state: LMState, doc_BT: Tensor | None
     ) -> tuple[Tensor, LMState, Ctx]:
-        ctx, moved = enter(state, tokens_BT, doc_BT)
+        ctx, moved = self._enter(state, tokens_BT, doc_BT)
         x_BTD = self.embedding_norm(self.embedding(tokens_BT))
         x_BTD, layers, ctx = self.core(x_BTD, state.layers, ctx)
         return self.head_norm(x_BTD), moved._replace(layers=layers), ctx

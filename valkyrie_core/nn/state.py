@@ -95,8 +95,6 @@ def num_bytes(state: Any) -> int:
     return 0
 
 
-# it looks at values (is there padding?), which a compiled graph can't
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def enter(state: LMState, tokens_BT: Tensor, doc_BT: Tensor | None) -> tuple[Ctx, LMState]:
     """The context of a window, and the state with its counters moved past it.
 

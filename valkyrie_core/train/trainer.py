@@ -103,8 +103,7 @@ class Trainer:
         self._loss = model.loss
         if config.compile is not None:
             log.info("the model is compiled: its first step takes up to a minute")
-            # static shapes: with dynamic ones the bits would depend on what was seen before
-            self._loss = torch.compile(model.loss, dynamic=False, mode=config.compile.mode)
+            self._loss = model.compiled_loss(config.compile.mode)
 
     def start(self) -> None:
         """Save step 0 and go on from what was read back: a run that can't resume never begins."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from valkyrie_core import runs
+    import valkyrie_core.runs as runs
     from valkyrie_core.nn.model import HybridLM
     from valkyrie_core.recipe import Recipe
 

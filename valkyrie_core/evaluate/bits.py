@@ -152,7 +152,7 @@ class _Tally:
 
     def add(self, chunk: Chunk, losses_BT: Tensor) -> None:
         """Adds one chunk; the losses are 0 where nothing is scored."""
-        self.nats += float(losses_BT.to("cpu", torch.float64).sum())
+        self.nats += float(losses_BT.cpu().double().sum())
         scored_BT = chunk.targets_BT != IGNORED
         self.tokens += int(scored_BT.sum())
         self.bytes += int(self.token_lengths[chunk.targets_BT[scored_BT].numpy()].sum())

@@ -85,7 +85,7 @@ def sample(
     num_rows = logits_BV.shape[0]
     if len(generators) != num_rows or (histories and len(histories) != num_rows):
         raise ValueError(f"{num_rows} rows need as many generators and histories")
-    logits_BV = logits_BV.detach().to("cpu", torch.float64)
+    logits_BV = logits_BV.detach().cpu().double()
     if allowed_V is None:
         allowed_V = torch.ones(logits_BV.shape[1], dtype=torch.bool)
     if not torch.isfinite(logits_BV[:, allowed_V]).all():

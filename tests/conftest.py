@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from pathlib import Path
 
 import pytest
+
+# torch's compiler imports setuptools late, which refuses once a test has made something load the
+# standard library's distutils
+with contextlib.suppress(ImportError):
+    importlib.import_module("setuptools")
 
 # before torch starts its threads: two-thread operations stall beside a busy process
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -27,7 +27,6 @@ def no_traceback(text: str) -> bool:
 
 def test_train_to_the_end_and_beyond(cli: Cli, tmp_path: Path, cache: Path) -> None:
     args = ("train", str(TINY), *STEPS, "--set", f"runs_dir={tmp_path}", "--set", "name=one")
-    command = f"valkyrie train {TINY} --resume"
 
     first = cli(*args, "--json")
     assert first.code == 0, first.err
@@ -56,7 +55,7 @@ def test_train_to_the_end_and_beyond(cli: Cli, tmp_path: Path, cache: Path) -> N
     assert again.code == 2
     assert again.json["schema"] == "valkyrie.train/1"
     assert "exists already" in again.json["error"]["message"]
-    assert command in again.json["error"]["hint"]
+    assert "--extend-steps N" in again.json["error"]["hint"]
 
     resumed = cli(*args, "--resume", "--json")
     assert resumed.code == 0

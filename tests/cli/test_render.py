@@ -144,7 +144,11 @@ def test_json_uses_the_name_schema() -> None:
     assert data["environment"] == {"peak": None}
 
 
-def test_a_pipe_gets_whole_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_whole_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # set by a terminal that make runs in
+    monkeypatch.delenv("COLUMNS", raising=False)
     table = render.make_table("a", "b")
     table.add_row("x" * 60, "y" * 60)
     render.emit({}, as_json=False, human=lambda console: console.print(table))

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.nn.test_wkv import documents, everything, inputs
 from valkyrie_core import kernels
-from valkyrie_core.kernels import native, wkv7, wkv7_chunked, wkv7_naive
+from valkyrie_core.kernels import build, native, wkv7, wkv7_chunked, wkv7_naive
 from valkyrie_core.kernels.wkv_op import wkv7_native
 
 needs_native = pytest.mark.skipif(native.why_not(8) is not None, reason=str(native.why_not(8)))
@@ -143,8 +143,8 @@ def test_without_a_compiler_the_chunked_form_serves_loudly(
 
 def test_a_missing_compiler_is_a_reason_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(native.BuildError, match="no C\\+\\+ compiler"):
-        native._compiler()
+    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler"):
+        build._compiler()
 
 
 def _build(cache: str, queue: multiprocessing.Queue[str]) -> None:

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from valkyrie_core.kernels import native
+from valkyrie_core.kernels import build, native
 from valkyrie_core.kernels.wkv import LOWEST_LOG_DECAY, boundaries, wkv7_chunked, wkv7_naive
 from valkyrie_core.kernels.wkv_op import wkv7_native
 
@@ -98,7 +98,7 @@ def _native(
     doc_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     inputs = [
-        (x if x.dtype in native.DTYPES else x.float()).contiguous()
+        (x if x.dtype in build.DTYPES else x.float()).contiguous()
         for x in (r, log_decay, k, v, a, b)
     ]
     flags_BT = None

@@ -1,0 +1,183 @@
+// Vectors of floats as wide as the machine has them, and what every kernel does with them.
+//
+// The compiler's own vector type is used throughout: one source serves AVX-512, AVX2, NEON and SSE.
+// kLanes is how many floats a vector holds, kRegisters how many vectors the machine keeps at hand.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kRegisters = 16;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
+
+template <int W>
+struct Vectors {
+  typedef float F __attribute__((vector_size(W * 4), aligned(4), may_alias));
+  typedef int32_t I __attribute__((vector_size(W * 4), aligned(4), may_alias));
+  typedef uint32_t U __attribute__((vector_size(W * 4), aligned(4), may_alias));
+  typedef uint16_t U16 __attribute__((vector_size(W * 2), aligned(2), may_alias));
+  typedef int8_t I8 __attribute__((vector_size(W), aligned(1), may_alias));
+};
+template <int W>
+using Vec = typename Vectors<W>::F;
+
+template <int W>
+inline Vec<W> load(const float* p) {
+  return *reinterpret_cast<const Vec<W>*>(p);
+}
+
+template <int W>
+inline void store(float* p, Vec<W> x) {
+  *reinterpret_cast<Vec<W>*>(p) = x;
+}
+
+template <int W>
+inline Vec<W> splat(float x) {
+  return x - Vec<W>{};
+}
+
+// bf16 is the upper half of a float
+template <int W>
+inline Vec<W> load(const uint16_t* p) {
+  typedef typename Vectors<W>::U U;
+  const auto half = *reinterpret_cast<const typename Vectors<W>::U16*>(p);
+  const U bits = __builtin_convertvector(half, U) << 16;
+  return reinterpret_cast<const Vec<W>&>(bits);
+}
+
+// to nearest, ties to even; NaN stays NaN
+template <int W>
+inline void store(uint16_t* p, Vec<W> x) {
+#if defined(__AVX512BF16__)
+  if constexpr (W == 16) {
+    const __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+    memcpy(p, &half, sizeof half);
+    return;
+  }
+#endif
+  typedef typename Vectors<W>::U U;
+  typedef typename Vectors<W>::I I;
+  const U bits = reinterpret_cast<const U&>(x);
+  const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const I is_nan = x != x;
+  const U kept = reinterpret_cast<const U&>(is_nan);
+  const U out = (kept & ((bits >> 16) | 0x40)) | (~kept & rounded);
+  *reinterpret_cast<typename Vectors<W>::U16*>(p) =
+      __builtin_convertvector(out, typename Vectors<W>::U16);
+}
+
+inline float from_bf16(uint16_t x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float y;
+  memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+inline uint16_t to_bf16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline float get(const float* p) { return *p; }
+inline float get(const uint16_t* p) { return from_bf16(*p); }
+inline void put(float* p, float x) { *p = x; }
+inline void put(uint16_t* p, float x) { *p = to_bf16(x); }
+
+template <int W>
+inline Vec<W> select(typename Vectors<W>::I mask, Vec<W> yes, Vec<W> no) {
+  typedef typename Vectors<W>::I I;
+  const I bits = (mask & reinterpret_cast<const I&>(yes)) | (~mask & reinterpret_cast<const I&>(no));
+  return reinterpret_cast<const Vec<W>&>(bits);
+}
+
+// The sum of all lanes: halves are added until one lane is left.
+template <int W>
+inline float sum(Vec<W> x) {
+  if constexpr (W == 1) {
+    return x[0];
+  } else {
+    typedef Vec<W / 2> Half;
+    Half halves[2];
+    memcpy(halves, &x, sizeof x);
+    return sum<W / 2>(halves[0] + halves[1]);
+  }
+}
+
+template <int W>
+inline float largest(Vec<W> x) {
+  if constexpr (W == 1) {
+    return x[0];
+  } else {
+    typedef Vec<W / 2> Half;
+    Half halves[2];
+    memcpy(halves, &x, sizeof x);
+    return largest<W / 2>(select<W / 2>(halves[0] > halves[1], halves[0], halves[1]));
+  }
+}
+
+// Lane j of the result is the sum of all lanes of the j-th of W vectors: halve by pairwise adds.
+template <int W, int N = W>
+struct Fold {
+  static inline Vec<W> run(const float* p) {
+    if constexpr (N == 1) {
+      return load<W>(p);
+    } else {
+      return add_pairs(Fold<W, N / 2>::run(p), Fold<W, N / 2>::run(p + N / 2 * W));
+    }
+  }
+  static inline Vec<W> add_pairs(Vec<W> x, Vec<W> y) {
+#if defined(__clang__)
+    Vec<W> even, odd;
+    for (int i = 0; i < W / 2; i++) {
+      even[i] = x[2 * i], odd[i] = x[2 * i + 1];
+      even[i + W / 2] = y[2 * i], odd[i + W / 2] = y[2 * i + 1];
+    }
+    return even + odd;
+#else
+    typename Vectors<W>::I even, odd;
+    for (int i = 0; i < W; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
+    return __builtin_shuffle(x, y, even) + __builtin_shuffle(x, y, odd);
+#endif
+  }
+};
+
+// exp with a relative error below 2e-7; 0 below -87, saturates at exp(88). Cephes' reduction by
+// powers of two and a polynomial of degree 6 on [-ln(2)/2, ln(2)/2].
+template <int W>
+inline Vec<W> exp(Vec<W> x) {
+  typedef typename Vectors<W>::I I;
+  const Vec<W> low = splat<W>(-87.f), high = splat<W>(88.f);
+  const I under = x < low;
+  x = select<W>(under, low, select<W>(x > high, high, x));
+  // adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits
+  const Vec<W> shifted = x * 1.44269504088896341f + 12582912.f;
+  const Vec<W> n = shifted - 12582912.f;
+  const Vec<W> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec<W> p = splat<W>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  const I power = (reinterpret_cast<const I&>(shifted) << 23) + 0x3f800000;
+  const Vec<W> y = p * reinterpret_cast<const Vec<W>&>(power);
+  return select<W>(under, Vec<W>{}, y);
+}
+
+template <int W>
+inline Vec<W> sigmoid(Vec<W> x) {
+  return 1.f / (1.f + exp<W>(-x));
+}

@@ -18,6 +18,7 @@ from valkyrie_core.errors import CheckpointError, MissingError, ResourceError, S
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.plan.machine import Precision
 from valkyrie_core.recipe import Recipe
+from valkyrie_core.train.allocator import keep_memory
 from valkyrie_core.train.checkpoint import step_directory
 from valkyrie_core.train.device import resolve_device, resolve_precision
 from valkyrie_core.train.load import check_tokenizer, load_initial_weights
@@ -198,6 +199,8 @@ def _trainer(
     device = resolve_device(recipe.device)
     precision = resolve_precision(recipe.train.precision, device)
     log.info("training on %s in %s, %d threads", device, precision, torch.get_num_threads())
+    if device.type == "cpu":
+        keep_memory()
     binding = {
         "run": run.name,
         "recipe_hash": recipe_hash(recipe),

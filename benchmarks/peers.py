@@ -1,0 +1,48 @@
+"""The models of others, with random weights, at our sizes.
+
+None of them is needed: what is not installed is left out, and says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+
+from benchmarks.models import Size
+
+
+class AbsentError(Exception):
+    """A peer is not installed; the message says how to have it."""
+
+
+def _module(name: str, package: str) -> Any:
+    if importlib.util.find_spec(name) is None:
+        raise AbsentError(f"it is not installed (pip install {package})")
+    return importlib.import_module(name)
+
+
+def llama(size: Size, dtype: torch.dtype = torch.float32) -> Any:
+    """Hugging Face's LlamaForCausalLM with torch's SDPA.
+
+    Raises:
+        AbsentError: transformers is not installed.
+    """
+    transformers = _module("transformers", "transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=size.vocab_size,
+        hidden_size=size.dim,
+        intermediate_size=size.swiglu,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.num_heads,
+        max_position_embeddings=1 << 16,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        # generation goes on until it is told to stop
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return transformers.LlamaForCausalLM(config).to(dtype)

@@ -24,6 +24,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from valkyrie_core.config import Config, MisfitError
+from valkyrie_core.kernels.loss import IGNORED as IGNORED
+from valkyrie_core.kernels.loss import fused_serves, linear_cross_entropy
 from valkyrie_core.nn.block import Norm, StackConfig, build_norm
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.rwkv import RWKV7Config
@@ -31,8 +33,6 @@ from valkyrie_core.nn.state import NO_DOCUMENT, Ctx, LMState, enter
 
 LOGITS_AT_ONCE = 1 << 22
 """Logits of a chunk of the loss: 16 MiB in fp32, whatever the vocabulary."""
-IGNORED = -100
-"""The target that is not scored."""
 Loss = Callable[..., tuple[Tensor, LMState, dict[str, Tensor]]]
 """`HybridLM.loss`, or what was compiled from it."""
 
@@ -147,10 +147,15 @@ class HybridLM(nn.Module):
     ) -> tuple[Tensor, LMState, dict[str, Tensor]]:
         """Mean cross-entropy in nats over the scored targets (-100 is not), plus auxiliary losses.
 
-        The logits are made and consumed in chunks, never held all at once.
+        The logits are made and consumed in chunks, never held all at once; where native code
+        serves, their gradients are made with them, else the backward pass makes them again.
         """
         x_BTD, state, ctx = self._hidden(tokens_BT, state, doc_BT)
-        nats = self._cross_entropy(x_BTD, targets_BT).sum()
+        x_RD, targets_R = x_BTD.flatten(0, 1), targets_BT.flatten()
+        if fused_serves(x_RD, self.head.weight):
+            nats = linear_cross_entropy(x_RD, self.head.weight, targets_R)
+        else:
+            nats = self._cross_entropy(x_BTD, targets_BT).sum()
         loss = nats / (targets_BT != IGNORED).sum().clamp(min=1)
         for _, value in ctx.aux:
             loss = loss + value

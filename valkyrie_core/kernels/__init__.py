@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from valkyrie_core.kernels import build, native
+from valkyrie_core.kernels import build, gpu, native
 from valkyrie_core.kernels.wkv import LOWEST_LOG_DECAY, boundaries, wkv7_chunked, wkv7_naive
 from valkyrie_core.kernels.wkv_op import wkv7_native
 
@@ -53,6 +53,8 @@ def wkv7(
     with torch.autocast(r.device.type, enabled=False):
         if _native_serves(r):
             return _native(r, log_decay, k, v, a, b, state, doc_BT)
+        if gpu.serves(r):
+            return gpu.wkv7_fla(r, log_decay, k, v, a, b, state, doc_BT)
         if r.shape[1] == 1 and not torch.is_grad_enabled():
             precise = torch.promote_types(r.dtype, torch.float32)
             r_, log_decay, k, v, a, b = (x.to(precise) for x in (r, log_decay, k, v, a, b))

@@ -3,8 +3,8 @@
 Its formula is ours (Peng et al. 2025, arXiv 2503.14456), its conventions are not: a state is
 [key, value], documents lie end to end in one row whose bounds are `cu_seqlens`, and its chunk
 kernels want one type for r, k, v, a and b, which is not fp32: they warn about it and are tested in
-half precision. So fp32 goes to them as bf16, announced once, while log_decay and states stay in
-fp32. Its kernel per token computes in fp32 from any type, and has no backward pass.
+half precision. So fp32 goes to them as bf16, announced once, while log_decay keeps its type and
+states are fp32. Its kernel per token computes in fp32 from any type, and has no backward pass.
 
 Not used are its chunks of 64 (`lower_bound`, `safe_gate`): they invert by a Neumann series in fp16,
 which loses most digits of a gradient where keys are correlated.

@@ -1,0 +1,357 @@
+"""Fused native steps: norm, sub-layer and residual of one token in one call.
+
+A step is tested equal to the module it speeds up, which is where the mathematics stands. Weights
+are packed once and read from then on: a step does not see later changes of its module.
+
+Shapes: B batch (at most 8), D model, N heads, K key/value heads, H head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from valkyrie_core.kernels import decode as kernel
+from valkyrie_core.nn.attention import Attention, KVState, append
+from valkyrie_core.nn.ffn import SwiGLU
+from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.rwkv import RWKV7, ChannelMix, TimeMixState
+from valkyrie_core.nn.state import Ctx
+from valkyrie_core.nn.weights import Weights, format_of
+
+
+class Step(Protocol):
+    """One residual sub-layer for one token; values in, values out."""
+
+    def __call__(self, x_BD: Tensor, state: Any, ctx: Ctx) -> tuple[Tensor, Any, Ctx]:
+        """x + mixer(norm(x)), the state after it, and the context for deeper layers."""
+        ...
+
+
+def fused(norm: nn.Module, mixer: nn.Module, weights: Weights) -> Step | None:
+    """The native step of a sub-layer; None if its type has none, or none for its sizes.
+
+    Raises:
+        BuildError: native code can't be had here.
+    """
+    if type(norm) not in (nn.LayerNorm, nn.RMSNorm) or not _is_plain(norm, mixer):
+        return None
+    # exact types: a subclass may compute something else
+    if type(mixer) is RWKV7 and mixer.head_dim % 4 == 0:
+        return TimeMixStep(norm, mixer, weights)
+    if type(mixer) is Attention and mixer.head_dim % 4 == 0:
+        return AttentionStep(norm, mixer, weights)
+    if type(mixer) is ChannelMix:
+        return ChannelMixStep(norm, mixer, weights)
+    if type(mixer) is SwiGLU:
+        return SwiGLUStep(norm, mixer, weights)
+    return None
+
+
+def _is_plain(*modules: nn.Module) -> bool:
+    """Whether all parameters are what native code reads."""
+    parameters = [p for module in modules for p in module.parameters()]
+    return all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+
+
+class _Weights:
+    """Packs weights for a structure, and keeps what it points to."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights: Weights = weights
+        self._kept: list[Tensor] = []
+
+    def matrix(self, weight_RC: Tensor) -> kernel.Matrix:
+        """A hidden matrix or the head."""
+        return self._packed(weight_RC, format_of("matrix", self._weights))
+
+    def factor(self, weight_RC: Tensor) -> kernel.Matrix:
+        """A factor of a low-rank map."""
+        return self._packed(weight_RC, format_of("low_rank", self._weights))
+
+    def _packed(self, weight_RC: Tensor, form: Weights) -> kernel.Matrix:
+        packed = kernel.pack(weight_RC, form)
+        self._kept += packed.memory
+        return packed.matrix
+
+    def vector(self, x: Tensor) -> int:
+        """A copy, padded with zeros to whole groups."""
+        flat = x.detach().flatten()
+        copied = F.pad(flat, (0, -flat.numel() % kernel.GROUP)).clone()
+        self._kept.append(copied)
+        return copied.data_ptr()
+
+    def norm(self, norm: nn.Module) -> kernel.Norm:
+        """A LayerNorm or an RMSNorm."""
+        assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+        bias = self.vector(norm.bias) if isinstance(norm, nn.LayerNorm) else None
+        return kernel.Norm(self.vector(norm.weight), bias, _eps(norm))
+
+
+def _eps(norm: nn.LayerNorm | nn.RMSNorm) -> float:
+    return torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
+
+
+class _Native:
+    """A structure and its function."""
+
+    def __init__(self, weights: Weights, lib: ctypes.CDLL, name: str) -> None:
+        self._pack = _Weights(weights)
+        self._call: Callable[..., Any] = getattr(lib, name)
+        self._size: Callable[..., int] = getattr(lib, f"{name}_scratch")
+        self._sizes: dict[tuple[int, int], int] = {}
+        self._at = 0
+
+    def _keep(self, structure: ctypes.Structure) -> None:
+        self._structure = structure
+        self._at = ctypes.addressof(structure)
+
+    def _scratch(self, B: int, threads: int) -> Tensor:
+        """Memory for one call."""
+        size = self._sizes.get((B, threads))
+        if size is None:
+            size = self._sizes[B, threads] = self._size(self._at, B, threads)
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The same values, contiguous in fp32."""
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
+
+
+class TimeMixStep(_Native):
+    """RWKV-7's time mix."""
+
+    def __init__(self, norm: nn.Module, mixer: RWKV7, weights: Weights) -> None:
+        super().__init__(weights, kernel.rwkv_library(), "time_mix")
+        pack = self._pack
+        self.has_residual = hasattr(mixer, "v0")
+        N, H = mixer.num_heads, mixer.head_dim
+
+        def second(factor_RD: Tensor) -> kernel.Matrix:
+            # every head starts a group of rows
+            per_head = factor_RD.detach().T.reshape(N, H, -1)
+            return pack.factor(F.pad(per_head, (0, 0, 0, -H % kernel.GROUP)).flatten(0, 1))
+
+        residual = {}
+        if self.has_residual:
+            residual = {
+                "v1": pack.factor(mixer.v1.T),
+                "v2": second(mixer.v2),
+                "v0": pack.vector(mixer.v0),
+            }
+        mixes = (mixer.x_r, mixer.x_w, mixer.x_k, mixer.x_v, mixer.x_a, mixer.x_g)
+        self._keep(
+            kernel.TimeMix(
+                *(N * H, N, H, self.has_residual),
+                norm=pack.norm(norm),
+                mix=(ctypes.c_void_p * 6)(*(pack.vector(mix) for mix in mixes)),
+                receptance=pack.matrix(mixer.receptance.weight),
+                key=pack.matrix(mixer.key.weight),
+                value=pack.matrix(mixer.value.weight),
+                output=pack.matrix(mixer.output.weight),
+                **{name: pack.factor(getattr(mixer, name).T) for name in ("w1", "a1", "g1")},
+                **{name: second(getattr(mixer, name)) for name in ("w2", "a2", "g2")},
+                **{name: pack.vector(getattr(mixer, name)) for name in ("w0", "a0", "k_k", "k_a")},
+                r_k=pack.vector(mixer.r_k),
+                gain=pack.vector(mixer.ln_x_weight),
+                bias=pack.vector(mixer.ln_x_bias),
+                **residual,
+            )
+        )
+
+    def __call__(
+        self, x_BD: Tensor, state: TimeMixState, ctx: Ctx
+    ) -> tuple[Tensor, TimeMixState, Ctx]:
+        """See `Step`."""
+        B, threads = x_BD.shape[0], torch.get_num_threads()
+        last_BD, wkv_BNHH = _plain(state.shift_BD), _plain(state.wkv_BNHH)
+        v_first = ctx.v_first_BTD
+        if v_first is not None:
+            v_first = _plain(v_first)
+        y_BD, new_last_BD = torch.empty_like(x_BD), torch.empty_like(x_BD)
+        new_wkv_BNHH = torch.empty_like(wkv_BNHH)
+        v_BD = torch.empty_like(x_BD) if v_first is None else None
+        memory = self._scratch(B, threads)
+        self._call(
+            self._at,
+            x_BD.data_ptr(),
+            last_BD.data_ptr(),
+            wkv_BNHH.data_ptr(),
+            None if v_first is None else v_first.data_ptr(),
+            y_BD.data_ptr(),
+            new_last_BD.data_ptr(),
+            new_wkv_BNHH.data_ptr(),
+            None if v_BD is None else v_BD.data_ptr(),
+            memory.data_ptr(),
+            B,
+            threads,
+        )
+        if v_BD is not None:
+            ctx = ctx._replace(v_first_BTD=v_BD[:, None])
+        return y_BD, TimeMixState(new_last_BD, new_wkv_BNHH), ctx
+
+
+class ChannelMixStep(_Native):
+    """RWKV-7's channel mix."""
+
+    def __init__(self, norm: nn.Module, mixer: ChannelMix, weights: Weights) -> None:
+        super().__init__(weights, kernel.rwkv_library(), "channel_mix")
+        hidden, dim = mixer.key.weight.shape
+        self._keep(
+            kernel.ChannelMix(
+                *(dim, hidden),
+                norm=self._pack.norm(norm),
+                mix=self._pack.vector(mixer.x_k),
+                key=self._pack.matrix(mixer.key.weight),
+                value=self._pack.matrix(mixer.value.weight),
+            )
+        )
+
+    def __call__(self, x_BD: Tensor, state: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor, Ctx]:
+        """See `Step`."""
+        B, threads = x_BD.shape[0], torch.get_num_threads()
+        last_BD = _plain(state)
+        y_BD, new_last_BD = torch.empty_like(x_BD), torch.empty_like(x_BD)
+        memory = self._scratch(B, threads)
+        self._call(
+            self._at,
+            x_BD.data_ptr(),
+            last_BD.data_ptr(),
+            y_BD.data_ptr(),
+            new_last_BD.data_ptr(),
+            memory.data_ptr(),
+            B,
+            threads,
+        )
+        return y_BD, new_last_BD, ctx
+
+
+class SwiGLUStep(_Native):
+    """SwiGLU; has no state."""
+
+    def __init__(self, norm: nn.Module, mixer: SwiGLU, weights: Weights) -> None:
+        super().__init__(weights, kernel.layers_library(), "swiglu")
+        hidden, dim = mixer.up.weight.shape
+        self._keep(
+            kernel.SwiGLU(
+                *(dim, hidden),
+                norm=self._pack.norm(norm),
+                gate=self._pack.matrix(mixer.gate.weight),
+                up=self._pack.matrix(mixer.up.weight),
+                down=self._pack.matrix(mixer.down.weight),
+            )
+        )
+
+    def __call__(self, x_BD: Tensor, state: tuple[()], ctx: Ctx) -> tuple[Tensor, tuple[()], Ctx]:
+        """See `Step`."""
+        B, threads = x_BD.shape[0], torch.get_num_threads()
+        y_BD, memory = torch.empty_like(x_BD), self._scratch(B, threads)
+        self._call(self._at, x_BD.data_ptr(), y_BD.data_ptr(), memory.data_ptr(), B, threads)
+        return y_BD, state, ctx
+
+
+class AttentionStep(_Native):
+    """Grouped-query attention; writes into the buffers that `append` makes room in."""
+
+    def __init__(self, norm: nn.Module, mixer: Attention, weights: Weights) -> None:
+        super().__init__(weights, kernel.layers_library(), "attention")
+        H, N, K = mixer.head_dim, mixer.num_heads, mixer.num_kv_heads
+        pack = self._pack
+        turned, frequency = 0, torch.ones(0)
+        if mixer.theta is not None:
+            # the same fp32 numbers as in `rotate`
+            turned = H // 2 * 2
+            half = torch.arange(H // 2, dtype=torch.float32)
+            frequency = mixer.theta ** (-half / (H // 2))
+        self._keep(
+            kernel.Attention(
+                *(N * H, N, K, H, turned, _eps(mixer.query_norm)),
+                norm=pack.norm(norm),
+                query=pack.matrix(mixer.query.weight),
+                key=pack.matrix(mixer.key.weight),
+                value=pack.matrix(mixer.value.weight),
+                output=pack.matrix(mixer.output.weight),
+                query_norm=pack.vector(mixer.query_norm.weight),
+                key_norm=pack.vector(mixer.key_norm.weight),
+                frequency=pack.vector(frequency),
+            )
+        )
+        self._shape = (K, 1, H)
+
+    def __call__(self, x_BD: Tensor, state: KVState, ctx: Ctx) -> tuple[Tensor, KVState, Ctx]:
+        """See `Step`."""
+        B, threads = x_BD.shape[0], torch.get_num_threads()
+        dtype = state.k_BKSH.dtype
+        # takes a place in the cache as it does for the module; the native code fills it
+        place = torch.zeros(B, *self._shape, dtype=dtype)
+        new = append(state, place, place, ctx.segment_BT)
+        cache = kernel.Cache(
+            new.k_BKSH.data_ptr(),
+            new.v_BKSH.data_ptr(),
+            new.segment_BS.data_ptr(),
+            *(state.length, new.k_BKSH.shape[2], dtype is torch.bfloat16),
+        )
+        position_B = ctx.pos_BT.contiguous()
+        y_BD = torch.empty_like(x_BD)
+        memory = torch.empty(self._size(self._at, state.length, B, threads), dtype=torch.uint8)
+        self._call(
+            self._at,
+            x_BD.data_ptr(),
+            ctypes.addressof(cache),
+            position_B.data_ptr(),
+            y_BD.data_ptr(),
+            memory.data_ptr(),
+            B,
+            threads,
+        )
+        return y_BD, new, ctx
+
+
+class EmbeddingStep:
+    """Embedding and the norm after it: tokens [B] in, x [B, D] out."""
+
+    def __init__(self, model: HybridLM) -> None:
+        self._call = kernel.layers_library().embed
+        self._pack = _Weights("fp32")
+        self._table_VD = model.embedding.weight.detach().contiguous()
+        V, D = self._table_VD.shape
+        self._structure = kernel.Embedding(
+            D, V, self._pack.norm(model.embedding_norm), self._table_VD.data_ptr()
+        )
+        self._at = ctypes.addressof(self._structure)
+
+    def __call__(self, tokens_B: Tensor) -> Tensor:
+        """Raises IndexError for a token outside of the vocabulary."""
+        D = self._table_VD.shape[1]
+        tokens_B = tokens_B.contiguous()
+        x_BD, row_D = torch.empty(tokens_B.shape[0], D), torch.empty(D + kernel.GROUP)
+        wrong = self._call(
+            self._at, tokens_B.data_ptr(), x_BD.data_ptr(), row_D.data_ptr(), tokens_B.shape[0]
+        )
+        if wrong:
+            raise IndexError(f"a token is outside of the vocabulary: {tokens_B.tolist()}")
+        return x_BD
+
+
+class HeadStep(_Native):
+    """The last norm and the output layer: x [B, D] in, logits [B, V] out."""
+
+    def __init__(self, model: HybridLM, weights: Weights) -> None:
+        super().__init__(weights, kernel.layers_library(), "head")
+        self._vocab_size, dim = model.head.weight.shape
+        self._keep(
+            kernel.Head(dim, self._pack.norm(model.head_norm), self._pack.matrix(model.head.weight))
+        )
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        """The logits."""
+        B, threads = x_BD.shape[0], torch.get_num_threads()
+        logits_BV, memory = torch.empty(B, self._vocab_size), self._scratch(B, threads)
+        self._call(self._at, x_BD.data_ptr(), logits_BV.data_ptr(), memory.data_ptr(), B, threads)
+        return logits_BV

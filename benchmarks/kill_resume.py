@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 
 def command(recipe: str, folder: Path, steps: int, *extra: str) -> list[str]:
@@ -38,7 +39,8 @@ def undisturbed(recipe: str, folder: Path, steps: int) -> None:
 def killed(recipe: str, folder: Path, steps: int, mean_seconds: float, seed: int) -> int:
     """Trains to the end through SIGKILLs; returns how many there were."""
     rng = random.Random(seed)
-    kills, extra = 0, []
+    kills = 0
+    extra: list[str] = []
     while True:
         process = subprocess.Popen(
             command(recipe, folder, steps, *extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -57,7 +59,7 @@ def killed(recipe: str, folder: Path, steps: int, mean_seconds: float, seed: int
         return kills
 
 
-def final_weights(folder: Path) -> dict[str, object]:
+def final_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of the newest checkpoint of the only run in a folder."""
     newest = max(folder.glob("*/checkpoints/step-*"), key=lambda p: int(p.name.split("-")[1]))
     return {
@@ -69,7 +71,7 @@ def final_weights(folder: Path) -> dict[str, object]:
 
 def main() -> int:
     """Prints one JSON object; 0 where every bit is equal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--mean-seconds", type=float, default=12.0, help="between two kills")
@@ -81,7 +83,7 @@ def main() -> int:
         undisturbed(options.recipe, whole, options.steps)
         kills = killed(options.recipe, parts, options.steps, options.mean_seconds, options.seed)
         first, second = final_weights(whole), final_weights(parts)
-        different = [n for n in first if not first[n].equal(second[n])]  # type: ignore[attr-defined]
+        different = [n for n in first if not first[n].equal(second[n])]
         same_names = first.keys() == second.keys()
     result = {
         "recipe": options.recipe,

@@ -35,7 +35,7 @@ class Size(NamedTuple):
 
 M12 = Size("12M", 320, 8, 8192, 864, 1088)
 M50 = Size("50M", 512, 12, 24576, 1376, 1760)
-TINY = Size("tiny", 128, 4, 512, 352, 448)
+TINY = Size("tiny", 192, 4, 512, 512, 608)
 """For --quick."""
 HYBRID = ("rwkv", "rwkv", "rwkv", "attn")
 PURE = ("rwkv",)

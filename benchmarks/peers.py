@@ -18,8 +18,13 @@ class AbsentError(Exception):
     """A peer is not installed; the message says how to have it."""
 
 
-def _module(name: str, package: str) -> Any:
-    if importlib.util.find_spec(name) is None:
+def module(name: str, package: str) -> Any:
+    """An optional module.
+
+    Raises:
+        AbsentError: it is not installed.
+    """
+    if importlib.util.find_spec(name.partition(".")[0]) is None:
         raise AbsentError(f"it is not installed (pip install {package})")
     return importlib.import_module(name)
 
@@ -30,7 +35,7 @@ def llama(size: Size, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         AbsentError: transformers is not installed.
     """
-    transformers = _module("transformers", "transformers")
+    transformers = module("transformers", "transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=size.vocab_size,

@@ -132,6 +132,13 @@ class Findings:
         floor, aim = gate if gate is not None else (None, None)
         self.ratios.append(Ratio(what, case, ours[0], theirs[0], *spread, floor, aim))
 
+    def share(
+        self, what: str, case: str, ours: str, whole: str, percent: Spread, gate: Gate | None
+    ) -> None:
+        """Adds what percentage of a whole ours is."""
+        floor, aim = gate if gate is not None else (None, None)
+        self.ratios.append(Ratio(what, case, ours, whole, *percent, floor, aim, unit="%"))
+
     def _add(self, case: str, peer: str, unit: str, spread: Spread, timing: Timing) -> None:
         first = timing.first_seconds
         self.measurements.append(Measurement(case, peer, unit, *spread, len(timing.seconds), first))
@@ -155,6 +162,8 @@ class Result:
     def keeping(self, old: Result) -> Result:
         """With the old numbers of the peers that are absent now."""
         gone = tuple(self.absent)
+        if not gone:
+            return self
         measurements = [
             replace(x, origin=x.origin or old.origin)
             for x in old.measurements
@@ -165,8 +174,6 @@ class Result:
             for x in old.ratios
             if x.theirs.startswith(gone)
         ]
-        if not gone:
-            return self
         return replace(
             self,
             measurements=(*self.measurements, *measurements),

@@ -68,3 +68,30 @@ def llama_loss(model: Any) -> LossCall:
 def llama_compiled_loss(model: Any) -> LossCall:
     """The same by way of torch.compile."""
     return llama_loss(torch.compile(model, dynamic=False))
+
+
+def products(model: torch.nn.Module, tokens: int) -> Call:
+    """The bf16 matrix products of a step over so many tokens, and nothing else.
+
+    Per matrix three: the output, and the gradients of the input and of the matrix. What training
+    could reach if all else took no time.
+    """
+    work = []
+    for weight in model.parameters():
+        if weight.dim() == 2 and min(weight.shape) > 1:
+            rows, columns = weight.shape
+            operands = (
+                torch.randn(tokens, columns),
+                weight.detach().clone(),
+                torch.randn(tokens, rows),
+            )
+            work.append(tuple(x.bfloat16() for x in operands))
+
+    @torch.no_grad()
+    def call() -> None:
+        for x, weight, y in work:
+            x @ weight.T
+            y @ weight
+            y.T @ x
+
+    return call

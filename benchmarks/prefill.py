@@ -1,0 +1,114 @@
+"""Reading 16384 tokens: the time against a Llama, and the memory as the text grows.
+
+Recurrent layers keep a state of one size, so what a chunk needs is all they ever need; attention
+keeps the keys and values of every token.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks import alone, decode, models, runners
+from benchmarks.models import HYBRID, PURE, Size
+from benchmarks.result import Findings, Gate
+from benchmarks.runners import Runner
+from benchmarks.timing import Announce, best, side_by_side
+
+PATTERNS = {"RWKV-7": PURE, "hybrid": HYBRID}
+LLAMA_DTYPES = {"Llama fp32": torch.float32, "Llama bf16": torch.bfloat16}
+GATES = {16384: Gate(4, 6)}
+MEBIBYTE = 1 << 20
+
+
+class Sizes(NamedTuple):
+    """What is read."""
+
+    size: Size
+    tokens: int
+    memory_tokens: tuple[int, ...]
+    """Lengths at which the peak memory is taken."""
+    repeats: int
+
+
+FULL = Sizes(models.M50, 16384, (4096, 16384), 3)
+QUICK = Sizes(models.TINY, 1024, (512, 1024), 2)
+
+
+def run(sizes: Sizes, announce: Announce) -> Findings:
+    """Milliseconds of one prompt, and mebibytes of peak memory beyond the model's own."""
+    findings = Findings()
+    case = f"T={sizes.tokens}"
+    prompt = models.tokens(sizes.size, 1, sizes.tokens)[0].tolist()
+    readers = _readers(sizes, findings)
+    timings = side_by_side(
+        {name: partial(runner.read, prompt) for name, runner in readers.items()},
+        repeats=sizes.repeats,
+        warm_up=1,
+        announce=announce,
+    )
+    findings.milliseconds(case, timings)
+    theirs = {name: x for name, x in timings.items() if name.startswith("Llama")}
+    for pattern in PATTERNS:
+        ours = {name: x for name, x in timings.items() if name.startswith(pattern)}
+        if theirs:
+            gate = GATES.get(sizes.tokens)
+            findings.compare("each at its best", case, best(ours), best(theirs), gate)
+    for name in (*PATTERNS, *(["Llama fp32"] if theirs else [])):
+        for length in sizes.memory_tokens:
+            announce(f"memory of {name} at {length} tokens")
+            peak = peak_memory(name, sizes, length)
+            findings.number(f"T={length}", f"{name}, peak beyond the model", "MiB", peak)
+    findings.notes.append(
+        "Memory: the peak of a process of its own that reads one prompt in fp32, less what it "
+        "held when the model was built and had read 512 tokens."
+    )
+    return findings
+
+
+def _readers(sizes: Sizes, findings: Findings) -> dict[str, Runner]:
+    readers: dict[str, Runner] = {}
+    for name, pattern in PATTERNS.items():
+        model = models.build(sizes.size, pattern).eval()
+        for weights in ("fp32", "bf16"):
+            readers[f"{name} {weights}"] = runners.ours(decode.engine(model, weights))
+    for name, dtype in LLAMA_DTYPES.items():
+        try:
+            readers[name] = runners.generate(sizes.size, dtype)
+        except runners.AbsentError as error:
+            findings.absent["Llama"] = str(error)
+    return readers
+
+
+def peak_memory(name: str, sizes: Sizes, tokens: int) -> float:
+    """See `measure_memory`, in a fresh process."""
+    which = "FULL" if sizes == FULL else "QUICK"
+    return alone.call("benchmarks.prefill", "measure_memory", name, which, tokens)
+
+
+def measure_memory(name: str, which: str, tokens: int) -> float:
+    """Mebibytes by which the peak grows while a prompt is read."""
+    size = (FULL if which == "FULL" else QUICK).size
+    if name in PATTERNS:
+        runner = runners.ours(decode.engine(models.build(size, PATTERNS[name]).eval(), "fp32"))
+    else:
+        runner = runners.generate(size, LLAMA_DTYPES[name])
+    runner.read(models.tokens(size, 1, 512)[0].tolist())
+    before = resident("VmHWM")
+    runner.read(models.tokens(size, 1, tokens)[0].tolist())
+    return (resident("VmHWM") - before) / MEBIBYTE
+
+
+def resident(field: str) -> int:
+    """Bytes of memory that this process holds (VmRSS) or held at most (VmHWM).
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) << 10
+    raise OSError(f"/proc/self/status does not tell {field}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from valkyrie_core.kernels import build
+from valkyrie_core.kernels.arena import Arena
 
 GROUP = 16
 """Rows that are computed together."""
@@ -124,8 +125,8 @@ class Packed(NamedTuple):
     memory: tuple[Tensor, ...]
 
 
-def pack(weight_RC: Tensor, form: Format) -> Packed:
-    """A matrix laid out as `csrc/matvec.h` reads it."""
+def pack(weight_RC: Tensor, form: Format, arena: Arena) -> Packed:
+    """A matrix laid out as `csrc/matvec.h` reads it, in memory of the arena."""
     R, C = weight_RC.shape
     weight_RC = weight_RC.detach().float()
     scales: tuple[Tensor, ...] = ()
@@ -136,7 +137,7 @@ def pack(weight_RC: Tensor, form: Format) -> Packed:
     width = 1 if form == "fp32" else 2
     weight_RC = F.pad(weight_RC.to(dtype), (0, -C % width, 0, -R % GROUP))
     data_GPRW = weight_RC.view(-1, GROUP, (C + width - 1) // width, width).transpose(1, 2)
-    data = data_GPRW.contiguous()
+    data = arena.place(data_GPRW)
     matrix = Matrix(data.data_ptr(), scales[0].data_ptr() if scales else None, R, C, KINDS[form])
     return Packed(matrix, (data, *scales))
 

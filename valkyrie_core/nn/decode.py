@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from valkyrie_core.kernels.arena import Arena
 from valkyrie_core.kernels.build import BuildError
 from valkyrie_core.kernels.decode import MAX_BATCH
 from valkyrie_core.nn.block import Block, Stack
 from valkyrie_core.nn.decode_steps import EmbeddingStep, HeadStep, Step, fused
 from valkyrie_core.nn.model import HybridLM
-from valkyrie_core.nn.state import Ctx, LMState, Mixer, enter
+from valkyrie_core.nn.state import Ctx, LMState, Mixer
 from valkyrie_core.nn.weights import Precision, Weights, rounded
 
 log = logging.getLogger("valkyrie")
@@ -74,19 +75,20 @@ class Decoder:
         core = self.model.core
         if not isinstance(core, Stack):
             return
+        arena = Arena()
         for layer, own in zip(model.core.layers, core.layers, strict=True):
             if not isinstance(layer, Block) or not isinstance(own, Block):
                 return
             # native steps pack what was trained: rounding twice would not be rounding once
             self._layers.append(
                 (
-                    fused(layer.mixer_norm, layer.mixer, self.weights)
+                    fused(layer.mixer_norm, layer.mixer, self.weights, arena)
                     or ModuleStep(own.mixer_norm, own.mixer, self.precision),
-                    fused(layer.ffn_norm, layer.ffn, self.weights)
+                    fused(layer.ffn_norm, layer.ffn, self.weights, arena)
                     or ModuleStep(own.ffn_norm, own.ffn, self.precision),
                 )
             )
-        self._embed, self._head = EmbeddingStep(model), HeadStep(model, self.weights)
+        self._embed, self._head = EmbeddingStep(model), HeadStep(model, self.weights, arena)
 
     def is_current(self, *, same_parameters: bool = False) -> bool:
         """Whether the model has the weights of this decoder.
@@ -118,14 +120,15 @@ class Decoder:
         B = tokens_B.shape[0]
         if self._embed is None or self._head is None or B > MAX_BATCH:
             return self.read(tokens_B[:, None], state, None, torch.zeros_like(tokens_B))
-        ctx, moved = enter(state, tokens_B[:, None], None)
+        # what `enter` makes of a window of one token
+        ctx = Ctx(pos_BT=state.pos_B[:, None], segment_BT=state.segment_B[:, None])
         x_BD = self._embed(tokens_B)
         layers = []
         for (mix, ffn), (mixer_state, ffn_state) in zip(self._layers, state.layers, strict=True):
             x_BD, mixer_state, ctx = mix(x_BD, mixer_state, ctx)
             x_BD, ffn_state, ctx = ffn(x_BD, ffn_state, ctx)
             layers.append((mixer_state, ffn_state))
-        return self._head(x_BD), moved._replace(layers=tuple(layers))
+        return self._head(x_BD), state._replace(layers=tuple(layers), pos_B=state.pos_B + 1)
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:

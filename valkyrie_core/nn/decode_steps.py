@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from valkyrie_core.kernels import decode as kernel
+from valkyrie_core.kernels.arena import Arena
 from valkyrie_core.nn.attention import Attention, KVState, append
 from valkyrie_core.nn.ffn import SwiGLU
 from valkyrie_core.nn.model import HybridLM
@@ -33,7 +34,7 @@ class Step(Protocol):
         ...
 
 
-def fused(norm: nn.Module, mixer: nn.Module, weights: Weights) -> Step | None:
+def fused(norm: nn.Module, mixer: nn.Module, weights: Weights, arena: Arena) -> Step | None:
     """The native step of a sub-layer; None if its type has none, or none for its sizes.
 
     Raises:
@@ -43,13 +44,13 @@ def fused(norm: nn.Module, mixer: nn.Module, weights: Weights) -> Step | None:
         return None
     # exact types: a subclass may compute something else
     if type(mixer) is RWKV7 and mixer.head_dim % 4 == 0:
-        return TimeMixStep(norm, mixer, weights)
+        return TimeMixStep(norm, mixer, weights, arena)
     if type(mixer) is Attention and mixer.head_dim % 4 == 0:
-        return AttentionStep(norm, mixer, weights)
+        return AttentionStep(norm, mixer, weights, arena)
     if type(mixer) is ChannelMix:
-        return ChannelMixStep(norm, mixer, weights)
+        return ChannelMixStep(norm, mixer, weights, arena)
     if type(mixer) is SwiGLU:
-        return SwiGLUStep(norm, mixer, weights)
+        return SwiGLUStep(norm, mixer, weights, arena)
     return None
 
 
@@ -62,8 +63,9 @@ def _is_plain(*modules: nn.Module) -> bool:
 class _Weights:
     """Packs weights for a structure, and keeps what it points to."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, arena: Arena) -> None:
         self._weights: Weights = weights
+        self._arena = arena
         self._kept: list[Tensor] = []
 
     def matrix(self, weight_RC: Tensor) -> kernel.Matrix:
@@ -75,7 +77,7 @@ class _Weights:
         return self._packed(weight_RC, format_of("low_rank", self._weights))
 
     def _packed(self, weight_RC: Tensor, form: Weights) -> kernel.Matrix:
-        packed = kernel.pack(weight_RC, form)
+        packed = kernel.pack(weight_RC, form, self._arena)
         self._kept += packed.memory
         return packed.matrix
 
@@ -100,8 +102,8 @@ def _eps(norm: nn.LayerNorm | nn.RMSNorm) -> float:
 class _Native:
     """A structure and its function."""
 
-    def __init__(self, weights: Weights, lib: ctypes.CDLL, name: str) -> None:
-        self._pack = _Weights(weights)
+    def __init__(self, weights: Weights, arena: Arena, lib: ctypes.CDLL, name: str) -> None:
+        self._pack = _Weights(weights, arena)
         self._call: Callable[..., Any] = getattr(lib, name)
         self._size: Callable[..., int] = getattr(lib, f"{name}_scratch")
         self._sizes: dict[tuple[int, int], int] = {}
@@ -127,8 +129,8 @@ def _plain(x: Tensor) -> Tensor:
 class TimeMixStep(_Native):
     """RWKV-7's time mix."""
 
-    def __init__(self, norm: nn.Module, mixer: RWKV7, weights: Weights) -> None:
-        super().__init__(weights, kernel.rwkv_library(), "time_mix")
+    def __init__(self, norm: nn.Module, mixer: RWKV7, weights: Weights, arena: Arena) -> None:
+        super().__init__(weights, arena, kernel.rwkv_library(), "time_mix")
         pack = self._pack
         self.has_residual = hasattr(mixer, "v0")
         N, H = mixer.num_heads, mixer.head_dim
@@ -200,8 +202,8 @@ class TimeMixStep(_Native):
 class ChannelMixStep(_Native):
     """RWKV-7's channel mix."""
 
-    def __init__(self, norm: nn.Module, mixer: ChannelMix, weights: Weights) -> None:
-        super().__init__(weights, kernel.rwkv_library(), "channel_mix")
+    def __init__(self, norm: nn.Module, mixer: ChannelMix, weights: Weights, arena: Arena) -> None:
+        super().__init__(weights, arena, kernel.rwkv_library(), "channel_mix")
         hidden, dim = mixer.key.weight.shape
         self._keep(
             kernel.ChannelMix(
@@ -235,8 +237,8 @@ class ChannelMixStep(_Native):
 class SwiGLUStep(_Native):
     """SwiGLU; has no state."""
 
-    def __init__(self, norm: nn.Module, mixer: SwiGLU, weights: Weights) -> None:
-        super().__init__(weights, kernel.layers_library(), "swiglu")
+    def __init__(self, norm: nn.Module, mixer: SwiGLU, weights: Weights, arena: Arena) -> None:
+        super().__init__(weights, arena, kernel.layers_library(), "swiglu")
         hidden, dim = mixer.up.weight.shape
         self._keep(
             kernel.SwiGLU(
@@ -259,8 +261,8 @@ class SwiGLUStep(_Native):
 class AttentionStep(_Native):
     """Grouped-query attention; writes into the buffers that `append` makes room in."""
 
-    def __init__(self, norm: nn.Module, mixer: Attention, weights: Weights) -> None:
-        super().__init__(weights, kernel.layers_library(), "attention")
+    def __init__(self, norm: nn.Module, mixer: Attention, weights: Weights, arena: Arena) -> None:
+        super().__init__(weights, arena, kernel.layers_library(), "attention")
         H, N, K = mixer.head_dim, mixer.num_heads, mixer.num_kv_heads
         pack = self._pack
         turned, frequency = 0, torch.ones(0)
@@ -318,7 +320,7 @@ class EmbeddingStep:
 
     def __init__(self, model: HybridLM) -> None:
         self._call = kernel.layers_library().embed
-        self._pack = _Weights("fp32")
+        self._pack = _Weights("fp32", Arena())
         self._table_VD = model.embedding.weight.detach().contiguous()
         V, D = self._table_VD.shape
         self._structure = kernel.Embedding(
@@ -342,8 +344,8 @@ class EmbeddingStep:
 class HeadStep(_Native):
     """The last norm and the output layer: x [B, D] in, logits [B, V] out."""
 
-    def __init__(self, model: HybridLM, weights: Weights) -> None:
-        super().__init__(weights, kernel.layers_library(), "head")
+    def __init__(self, model: HybridLM, weights: Weights, arena: Arena) -> None:
+        super().__init__(weights, arena, kernel.layers_library(), "head")
         self._vocab_size, dim = model.head.weight.shape
         self._keep(
             kernel.Head(dim, self._pack.norm(model.head_norm), self._pack.matrix(model.head.weight))

@@ -1,12 +1,12 @@
 """Weights in fewer bits: what is rounded, and the model that computes with it.
 
-| format | hidden matrices, head | factors of low-rank maps | everything else |
+| format | hidden matrices and head | factors of low-rank maps | everything else |
 |---|---|---|---|
 | fp32 | as trained | as trained | as trained |
 | bf16 | bf16 | bf16 | as trained |
-| int8 | 8 bits, one fp32 scale per output | bf16: they are few, and steer the recurrence | as trained |
+| int8 | 8 bits, an fp32 scale per output | bf16 | as trained |
 
-The embedding is looked up, not multiplied: it stays as trained, also where the head is tied to it.
+The factors are few, and they steer the recurrence: int8 would save little. The embedding is looked up, not multiplied: it stays as trained, also where the head is tied to it.
 """
 
 from __future__ import annotations

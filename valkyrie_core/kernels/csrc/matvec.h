@@ -23,6 +23,7 @@ namespace matvec {
 constexpr int kGroup = 16;
 constexpr int kBatch = 8;  // at most so many vectors
 constexpr int kParts = kGroup / kLanes;
+constexpr int kAhead = 4096;  // bytes: further than the processor looks ahead by itself
 enum Kind : int32_t { kFloat = 0, kBf16 = 1, kInt8 = 2 };
 
 struct Matrix {
@@ -45,6 +46,10 @@ inline int groups(const Matrix& m) { return (m.rows + kGroup - 1) / kGroup; }
 struct Share {
   int begin, end;
 };
+
+inline void ahead(const void* at) {
+  __builtin_prefetch(static_cast<const char*>(at) + kAhead);
+}
 
 // The part of `count` things that falls to a thread.
 inline Share share(int count, int thread, int threads) {
@@ -101,6 +106,7 @@ inline void product(const float* w, int columns, const float* x, int64_t stride,
   S s;
   s.clear();
   const auto column = [&](int c, int j) {
+    ahead(w + int64_t(j) * kGroup);
     for (int p = 0; p < kParts; p++) {
       const Vec<kLanes> rows = load<kLanes>(w + int64_t(j) * kGroup + p * kLanes);
       for (int b = 0; b < NB; b++) s.sum[c][b][p] += rows * x[b * stride + j];
@@ -122,6 +128,7 @@ inline void product(const uint16_t* w, int columns, const float* x, int64_t stri
   const int pairs = (columns + 1) / 2;
   // a lane holds a pair: bf16 is the upper half of a float, so a shift and a mask widen both
   const auto pair = [&](int c, int j) {
+    ahead(w + int64_t(j) * kGroup * 2);
     for (int p = 0; p < kParts; p++) {
       const U both = *reinterpret_cast<const U*>(w + (int64_t(j) * kGroup + p * kLanes) * 2);
       const U even = both << 16, odd = both & 0xffff0000u;
@@ -211,6 +218,7 @@ inline void product(const int8_t* w, int columns, const int16_t* x, int64_t stri
       for (auto& vector : chain)
         for (auto& part : vector) part.clear();
     const auto pair = [&](int c, int j) {
+      ahead(w + int64_t(j) * kGroup * 2);
       for (int p = 0; p < Parts; p++) {
         const auto rows = Integers::widen(w + (int64_t(j) * kGroup + p * Width) * 2);
         for (int b = 0; b < NB; b++) {

@@ -7,14 +7,17 @@ Shapes: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from valkyrie_core.infer.sampling import SamplingConfig, allowed_tokens, make_generator, sample
+from valkyrie_core.nn.decode import Decoder
 from valkyrie_core.nn.model import HybridLM
-from valkyrie_core.nn.state import LMState
+from valkyrie_core.nn.state import LMState, map_tensors
+from valkyrie_core.nn.weights import Precision, Weights
 
 StopCallback = Callable[[], bool]
 PADDING_DOCUMENT = -1
@@ -43,13 +46,28 @@ class Engine:
     """Draws tokens from a model; holds no conversation and no randomness of its own.
 
     `tokens_read` counts the tokens that went through the model (rows times their real length).
+    The model's weights may change between calls, as training does: the engine notices.
     """
 
-    def __init__(self, model: HybridLM, *, chunk_len: int = 512) -> None:
-        """chunk_len: tokens per forward pass of a prefill; bounds its memory."""
+    def __init__(
+        self,
+        model: HybridLM,
+        *,
+        weights: Weights = "fp32",
+        precision: Precision = "fp32",
+        chunk_len: int = 512,
+    ) -> None:
+        """
+        Args:
+            weights: the format of the matrices (see `nn/weights.py`); fp32 is what was trained.
+            precision: of the matrix products of a prefill; bf16 runs them under autocast.
+            chunk_len: tokens per forward pass of a prefill; bounds its memory.
+        """
         if chunk_len < 1:
             raise ValueError(f"chunk_len must be at least 1, not {chunk_len}")
         self.model = model
+        self.weights, self.precision = weights, precision
+        self._decoder: Decoder | None = None
         self.chunk_len = chunk_len
         self.tokens_read = 0
         self.device = next(model.parameters()).device
@@ -90,29 +108,42 @@ class Engine:
             last_B = torch.where(real_BT, torch.arange(num_tokens), -1).amax(dim=1)
         if num_tokens == 0 or int(last_B.min()) < 0:
             raise ValueError("every row needs at least one token to read")
+        decoder = self._current_decoder()
         logits_BV: Tensor | None = None
         for start in range(0, num_tokens, self.chunk_len):
             if stop is not None and stop():
                 return None
             window = slice(start, start + self.chunk_len)
             docs = None if doc_BT is None else doc_BT[:, window]
-            chunk_BTV, state = self._forward(tokens_BT[:, window], state, docs)
-            inside_B = ((last_B >= start) & (last_B < start + chunk_BTV.shape[1])).to(self.device)
-            index_B = (last_B - start).clamp(0, chunk_BTV.shape[1] - 1).to(self.device)
-            ends_BV = chunk_BTV[torch.arange(num_rows, device=self.device), index_B]
+            width = min(self.chunk_len, num_tokens - start)
+            inside_B = (last_B >= start) & (last_B < start + width)
+            index_B = (last_B - start).clamp(0, width - 1)
+            ends_BV, state = self._read(decoder, tokens_BT[:, window], state, docs, index_B)
             if logits_BV is None:
                 logits_BV = torch.zeros_like(ends_BV)
-            logits_BV = torch.where(inside_B[:, None], ends_BV, logits_BV)
+            logits_BV = torch.where(inside_B[:, None].to(self.device), ends_BV, logits_BV)
         assert logits_BV is not None
         return Prefilled(logits_BV, state)
 
+    @torch.inference_mode()
     def decode_one_token(
         self, tokens_B: Tensor, state: LMState, doc_B: Tensor | None = None
     ) -> Prefilled:
-        """Reads one token per row; a row whose document is -1 is left as it is."""
-        docs = None if doc_B is None else doc_B[:, None]
-        logits_BTV, state = self._forward(tokens_B[:, None], state, docs)
-        return Prefilled(logits_BTV[:, -1], state)
+        """Reads one token per row; a row whose document is -1 is left as it is.
+
+        Without documents every row goes on with its own: that is the fast way.
+        """
+        decoder = self._decoder
+        if decoder is None or not decoder.is_current(changes_only=True):
+            decoder = self._current_decoder()
+        if doc_B is not None:
+            first_B = torch.zeros_like(tokens_B)
+            return Prefilled(
+                *self._read(decoder, tokens_B[:, None], state, doc_B[:, None], first_B)
+            )
+        self.tokens_read += tokens_B.shape[0]
+        with _evaluating(decoder.model):
+            return Prefilled(*decoder.step(tokens_B.to(self.device), state))
 
     def generate(
         self,
@@ -181,7 +212,7 @@ class Engine:
         """Answers many prompts at once, each as if it were alone.
 
         Row i draws from the generator (sampling.seed, i). Prompts are padded on the right with
-        document -1; a finished row is left out the same way.
+        document -1; a finished row is left out.
 
         Returns:
             Per prompt, the drawn tokens, its stop id included.
@@ -209,41 +240,70 @@ class Engine:
             if stop is not None and stop():
                 break
             drawn_A = sample(
-                known.logits_BV[active],
+                known.logits_BV,
                 sampling,
                 [generators[row] for row in active],
                 allowed_V=allowed_V,
                 histories=[histories[row] for row in active],
             )
-            tokens_B = torch.zeros(len(prompts), dtype=torch.int64)
-            tokens_B[active] = drawn_A
+            kept = []
             for row, token in zip(active, drawn_A.tolist(), strict=True):
                 answers[row].append(token)
                 histories[row].append(token)
-            active = [row for row in active if answers[row][-1] not in stop_ids]
-            if not active or index + 1 == max_tokens:
+                kept.append(token not in stop_ids)
+            if not any(kept) or index + 1 == max_tokens:
                 break
-            doc_B = torch.full((len(prompts),), PADDING_DOCUMENT)
-            doc_B[active] = 0
-            known = self.decode_one_token(tokens_B, known.state, doc_B)
+            state = known.state
+            if not all(kept):
+                # a finished row leaves the batch, and the others cost less
+                chosen = torch.tensor(kept)
+                active = [row for row, stays in zip(active, kept, strict=True) if stays]
+                drawn_A, state = drawn_A[chosen], _rows(state, chosen.to(self.device))
+            known = self.decode_one_token(drawn_A, state)
         return answers
 
+    def _current_decoder(self) -> Decoder:
+        """The decoder of the weights that the model has now."""
+        if self._decoder is None or not self._decoder.is_current():
+            self._decoder = Decoder(self.model, self.weights, precision=self.precision)
+        return self._decoder
+
     @torch.inference_mode()
-    def _forward(
-        self, tokens_BT: Tensor, state: LMState, doc_BT: Tensor | None
+    def _read(
+        self,
+        decoder: Decoder,
+        tokens_BT: Tensor,
+        state: LMState,
+        doc_BT: Tensor | None,
+        index_B: Tensor,
     ) -> tuple[Tensor, LMState]:
-        """One forward pass in evaluation mode; the model's mode is put back afterwards."""
+        """One forward pass: the logits after the token at `index_B` of each row."""
         self.tokens_read += (
             tokens_BT.numel() if doc_BT is None else int((doc_BT != PADDING_DOCUMENT).sum())
         )
-        was_training = self.model.training
-        if was_training:
-            self.model.eval()
-        try:
-            output = self.model(
-                tokens_BT.to(self.device), state, None if doc_BT is None else doc_BT.to(self.device)
+        with _evaluating(decoder.model):
+            return decoder.read(
+                tokens_BT.to(self.device),
+                state,
+                None if doc_BT is None else doc_BT.to(self.device),
+                index_B.to(self.device),
             )
-        finally:
-            if was_training:
-                self.model.train()
-        return output.logits_BTV, output.state
+
+
+@contextmanager
+def _evaluating(model: HybridLM) -> Iterator[None]:
+    """Evaluation mode inside; the model's mode is put back afterwards."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
+
+
+@torch.inference_mode()
+def _rows(state: LMState, chosen_B: Tensor) -> LMState:
+    """The state of some of the rows."""
+    return map_tensors(lambda tensor: tensor[chosen_B], state)

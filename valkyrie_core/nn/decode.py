@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
-from typing import Any
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from valkyrie_core.nn.state import Ctx, LMState, Mixer
 from valkyrie_core.nn.weights import Precision, Weights, rounded
 
 log = logging.getLogger("valkyrie")
+_CHANGES = attrgetter("_version")
+"""How often a tensor was changed in place."""
 _announced: set[str] = set()
 
 
@@ -39,6 +42,14 @@ class ModuleStep:
         with _autocast(x_BD.device, self.precision):
             y_BTD, state, ctx = self.mixer(self.norm(x_BD[:, None]), state, ctx)
         return x_BD + y_BTD[:, 0], state, ctx
+
+
+class _Steps(NamedTuple):
+    """A model as steps."""
+
+    embed: EmbeddingStep
+    layers: list[tuple[Step, Step]]
+    head: HeadStep
 
 
 class Decoder:
@@ -58,84 +69,95 @@ class Decoder:
         self.weights, self.precision = weights, precision
         self._given = model
         self._parameters = list(model.parameters())
-        self._versions = [_version(parameter) for parameter in self._parameters]
+        # what was made in inference mode counts no changes, and can't be trained
+        self._counting = [p for p in self._parameters if not p.is_inference()]
+        self._changes = self._count_changes()
+        self._places = [parameter.data_ptr() for parameter in self._parameters]
         self.model = model if weights == "fp32" else rounded(model, weights, precision)
-        self._layers: list[tuple[Step, Step]] = []
-        self._embed: EmbeddingStep | None = None
-        self._head: HeadStep | None = None
-        weight = model.embedding.weight
-        if weight.device.type == "cpu" and weight.dtype == torch.float32:
-            try:
-                self._pack(model)
-            except BuildError as error:
-                self._layers, self._embed, self._head = [], None, None
-                _announce(str(error))
+        self._steps: _Steps | None = None
+        self._packed = False
 
-    def _pack(self, model: HybridLM) -> None:
-        core = self.model.core
-        if not isinstance(core, Stack):
-            return
-        arena = Arena()
-        for layer, own in zip(model.core.layers, core.layers, strict=True):
-            if not isinstance(layer, Block) or not isinstance(own, Block):
-                return
-            # native steps pack what was trained: rounding twice would not be rounding once
-            self._layers.append(
-                (
-                    fused(layer.mixer_norm, layer.mixer, self.weights, arena)
-                    or ModuleStep(own.mixer_norm, own.mixer, self.precision),
-                    fused(layer.ffn_norm, layer.ffn, self.weights, arena)
-                    or ModuleStep(own.ffn_norm, own.ffn, self.precision),
-                )
-            )
-        self._embed, self._head = EmbeddingStep(model), HeadStep(model, self.weights, arena)
-
-    def is_current(self, *, same_parameters: bool = False) -> bool:
-        """Whether the model has the weights of this decoder.
+    def is_current(self, *, changes_only: bool = False) -> bool:
+        """Whether the model has the weights that it had.
 
         Args:
-            same_parameters: looks only at the parameters that the model had, which is faster: none
-                was put in another's place.
+            changes_only: only looks for changes in place, some microseconds; else also whether a
+                parameter was put in another's place.
         """
-        if not same_parameters:
-            now = list(self._given.parameters())
-            if len(now) != len(self._parameters) or any(
-                one is not other for one, other in zip(now, self._parameters, strict=True)
-            ):
-                return False
-        return [_version(parameter) for parameter in self._parameters] == self._versions
+        if self._count_changes() != self._changes:
+            return False
+        if changes_only:
+            return True
+        now = list(self._given.parameters())
+        same = len(now) == len(self._parameters) and all(map(is_, now, self._parameters))
+        return same and [parameter.data_ptr() for parameter in now] == self._places
+
+    def _count_changes(self) -> int:
+        # counters only grow: their sum stays while none has moved
+        return sum(map(_CHANGES, self._counting))
 
     def read(
         self, tokens_BT: Tensor, state: LMState, doc_BT: Tensor | None, index_B: Tensor
     ) -> tuple[Tensor, LMState]:
         """Reads a window: the logits [B, V] after the token at `index_B` of each row, the state."""
         with _autocast(tokens_BT.device, self.precision):
-            x_BTD, state = self.model._hidden(tokens_BT, state, doc_BT)
+            x_BTD, state, _ = self.model._hidden(tokens_BT, state, doc_BT)
             rows_B = torch.arange(tokens_BT.shape[0], device=tokens_BT.device)
             logits_BV = self.model.head(x_BTD[rows_B, index_B])
         return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)), state
 
     def step(self, tokens_B: Tensor, state: LMState) -> tuple[Tensor, LMState]:
-        """Reads one token per row, each going on with its document: logits [B, V], the state."""
-        B = tokens_B.shape[0]
-        if self._embed is None or self._head is None or B > MAX_BATCH:
+        """Reads one token per row, each going on with its document: logits [B, V], the state.
+
+        Raises:
+            IndexError: a token outside of the vocabulary.
+        """
+        if not self._packed:
+            self._packed, self._steps = True, self._pack()
+        if self._steps is None or tokens_B.shape[0] > MAX_BATCH:
             return self.read(tokens_B[:, None], state, None, torch.zeros_like(tokens_B))
         # what `enter` makes of a window of one token
         ctx = Ctx(pos_BT=state.pos_B[:, None], segment_BT=state.segment_B[:, None])
-        x_BD = self._embed(tokens_B)
+        x_BD = self._steps.embed(tokens_B)
         layers = []
-        for (mix, ffn), (mixer_state, ffn_state) in zip(self._layers, state.layers, strict=True):
+        for (mix, ffn), (mixer_state, ffn_state) in zip(
+            self._steps.layers, state.layers, strict=True
+        ):
             x_BD, mixer_state, ctx = mix(x_BD, mixer_state, ctx)
             x_BD, ffn_state, ctx = ffn(x_BD, ffn_state, ctx)
             layers.append((mixer_state, ffn_state))
-        return self._head(x_BD), state._replace(layers=tuple(layers), pos_B=state.pos_B + 1)
+        state = state._replace(layers=tuple(layers), pos_B=state.pos_B + 1)
+        return self._steps.head(x_BD), state
 
+    def _pack(self) -> _Steps | None:
+        """The steps of all layers; None where the model as a whole has to run."""
+        core, own = self._given.core, self.model.core
+        weight = self._given.embedding.weight
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return None
+        if not isinstance(core, Stack) or not isinstance(own, Stack):
+            return None
+        arena = Arena()
+        layers = []
+        try:
+            for layer, rounded_layer in zip(core.layers, own.layers, strict=True):
+                assert isinstance(layer, Block)
+                assert isinstance(rounded_layer, Block)
+                layers.append(self._pack_block(layer, rounded_layer, arena))
+            embed = EmbeddingStep(self._given)
+            return _Steps(embed, layers, HeadStep(self._given, self.weights, arena))
+        except BuildError as error:
+            _announce(str(error))
+            return None
 
-def _version(parameter: Tensor) -> tuple[int, int]:
-    """Changes with every change in place."""
-    # a tensor made in inference mode counts no versions; it can't be trained either
-    version = 0 if parameter.is_inference() else parameter._version
-    return parameter.data_ptr(), version
+    def _pack_block(self, block: Block, own: Block, arena: Arena) -> tuple[Step, Step]:
+        # native steps round what was trained themselves: rounding twice is not rounding once
+        return (
+            fused(block.mixer_norm, block.mixer, self.weights, arena)
+            or ModuleStep(own.mixer_norm, own.mixer, self.precision),
+            fused(block.ffn_norm, block.ffn, self.weights, arena)
+            or ModuleStep(own.ffn_norm, own.ffn, self.precision),
+        )
 
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

@@ -21,8 +21,9 @@ from benchmarks.runners import Runner
 from benchmarks.timing import Announce, Timing, best, side_by_side
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.weights import Weights
 
-WEIGHTS = ("fp32", "bf16", "int8")
+WEIGHTS: tuple[Weights, ...] = ("fp32", "bf16", "int8")
 LLAMA_CPP, PACKAGE, TRANSFORMERS = "llama.cpp", "rwkv package", "transformers Llama"
 WRITING = {
     ("bf16", f"{LLAMA_CPP} bf16"): Gate(0.8, 1.4),
@@ -50,9 +51,9 @@ FULL = Sizes(models.M50, 64, 256, 9)
 QUICK = Sizes(models.TINY, 16, 64, 3)
 
 
-def engine(model: HybridLM, weights: str) -> Engine:
-    """Our engine with its weights in a format."""
-    return Engine(model, weights=weights)
+def engine(model: HybridLM, weights: Weights) -> Engine:
+    """Our engine with its weights in a format; what is not fp32 reads prompts in bf16."""
+    return Engine(model, weights=weights, precision="fp32" if weights == "fp32" else "bf16")
 
 
 def run(sizes: Sizes, announce: Announce) -> Findings:

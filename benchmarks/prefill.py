@@ -17,7 +17,9 @@ from benchmarks.models import HYBRID, PURE, Size
 from benchmarks.result import Findings, Gate
 from benchmarks.runners import Runner
 from benchmarks.timing import Announce, best, side_by_side
+from valkyrie_core.nn.weights import Weights
 
+WEIGHTS: tuple[Weights, ...] = ("fp32", "bf16")
 PATTERNS = {"RWKV-7": PURE, "hybrid": HYBRID}
 LLAMA_DTYPES = {"Llama fp32": torch.float32, "Llama bf16": torch.bfloat16}
 GATES = {16384: Gate(4, 6)}
@@ -73,7 +75,7 @@ def _readers(sizes: Sizes, findings: Findings) -> dict[str, Runner]:
     readers: dict[str, Runner] = {}
     for name, pattern in PATTERNS.items():
         model = models.build(sizes.size, pattern).eval()
-        for weights in ("fp32", "bf16"):
+        for weights in WEIGHTS:
             readers[f"{name} {weights}"] = runners.ours(decode.engine(model, weights))
     for name, dtype in LLAMA_DTYPES.items():
         try:

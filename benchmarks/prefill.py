@@ -37,7 +37,9 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(models.M50, 16384, (4096, 16384), 3)
-QUICK = Sizes(models.TINY, 1024, (512, 1024), 2)
+QUICK = Sizes(models.TINY, 1024, (1024, 2048), 2)
+WARM_UP = 1024
+"""Tokens read before memory is watched: two chunks of the engine, one after the other."""
 
 
 def run(sizes: Sizes, announce: Announce) -> Findings:
@@ -59,16 +61,33 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         if theirs:
             gate = GATES.get(sizes.tokens)
             findings.compare("each at its best", case, best(ours), best(theirs), gate)
-    for name in (*PATTERNS, *(["Llama fp32"] if theirs else [])):
+            for weights in WEIGHTS:
+                left, right = f"{pattern} {weights}", f"Llama {weights}"
+                pair = ((left, timings[left]), (right, timings[right]))
+                findings.compare("alike", case, *pair)
+    _measure_memory(sizes, (*PATTERNS, *(["Llama fp32"] if theirs else [])), findings, announce)
+    return findings
+
+
+def _measure_memory(
+    sizes: Sizes, names: tuple[str, ...], findings: Findings, announce: Announce
+) -> None:
+    """Adds peaks, and a sentence on how they grow."""
+    growth = {}
+    for name in names:
+        peaks = []
         for length in sizes.memory_tokens:
             announce(f"memory of {name} at {length} tokens")
-            peak = peak_memory(name, sizes, length)
-            findings.number(f"T={length}", f"{name}, peak beyond the model", "MiB", peak)
+            peaks.append(peak_memory(name, sizes, length))
+            findings.number(f"T={length}", f"{name}, peak beyond the model", "MiB", peaks[-1])
+        growth[name] = peaks[-1] - peaks[0]
     findings.notes.append(
-        "Memory: the peak of a process of its own that reads one prompt in fp32, less what it "
-        "held when the model was built and had read 512 tokens."
+        "Memory: the peak of a process of its own that reads one prompt in fp32, less the peak "
+        f"after its model was built and had read {WARM_UP} tokens."
     )
-    return findings
+    told = ", ".join(f"{name} {value:+.1f} MiB" for name, value in growth.items())
+    first, last = sizes.memory_tokens[0], sizes.memory_tokens[-1]
+    findings.notes.append(f"From {first} to {last} tokens the peak grows by: {told}.")
 
 
 def _readers(sizes: Sizes, findings: Findings) -> dict[str, Runner]:
@@ -98,7 +117,7 @@ def measure_memory(name: str, which: str, tokens: int) -> float:
         runner = runners.ours(decode.engine(models.build(size, PATTERNS[name]).eval(), "fp32"))
     else:
         runner = runners.generate(size, LLAMA_DTYPES[name])
-    runner.read(models.tokens(size, 1, 512)[0].tolist())
+    runner.read(models.tokens(size, 1, WARM_UP)[0].tolist())
     before = resident("VmHWM")
     runner.read(models.tokens(size, 1, tokens)[0].tolist())
     return (resident("VmHWM") - before) / MEBIBYTE

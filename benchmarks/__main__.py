@@ -63,9 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = parse(arguments)
     errors = Console(stderr=True)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors)]
-    )
+    handler = RichHandler(console=errors, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     if options.list:
         for entry in MENU.values():
             print(f"{entry.name:10} {entry.title}")

@@ -46,13 +46,26 @@ inline Vec<W> splat(float x) {
   return x - Vec<W>{};
 }
 
+// Keeps a broadcast in a register where the compiler would read it from memory at every use: loads
+// are what a loop over a state runs out of first.
+template <typename T>
+inline void in_register(T& x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#else
+  (void)x;
+#endif
+}
+
 // bf16 is the upper half of a float
 template <int W>
 inline Vec<W> load(const uint16_t* p) {
   typedef typename Vectors<W>::U U;
   const auto half = *reinterpret_cast<const typename Vectors<W>::U16*>(p);
   const U bits = __builtin_convertvector(half, U) << 16;
-  return reinterpret_cast<const Vec<W>&>(bits);
+  return (Vec<W>)bits;
 }
 
 // to nearest, ties to even; NaN stays NaN
@@ -67,10 +80,10 @@ inline void store(uint16_t* p, Vec<W> x) {
 #endif
   typedef typename Vectors<W>::U U;
   typedef typename Vectors<W>::I I;
-  const U bits = reinterpret_cast<const U&>(x);
+  const U bits = (U)x;
   const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const I is_nan = x != x;
-  const U kept = reinterpret_cast<const U&>(is_nan);
+  const U kept = (U)is_nan;
   const U out = (kept & ((bits >> 16) | 0x40)) | (~kept & rounded);
   *reinterpret_cast<typename Vectors<W>::U16*>(p) =
       __builtin_convertvector(out, typename Vectors<W>::U16);
@@ -98,8 +111,8 @@ inline void put(uint16_t* p, float x) { *p = to_bf16(x); }
 template <int W>
 inline Vec<W> select(typename Vectors<W>::I mask, Vec<W> yes, Vec<W> no) {
   typedef typename Vectors<W>::I I;
-  const I bits = (mask & reinterpret_cast<const I&>(yes)) | (~mask & reinterpret_cast<const I&>(no));
-  return reinterpret_cast<const Vec<W>&>(bits);
+  const I bits = (mask & (I)yes) | (~mask & (I)no);
+  return (Vec<W>)bits;
 }
 
 // The sum of all lanes: halves are added until one lane is left.
@@ -153,6 +166,35 @@ struct Fold {
   }
 };
 
+// out[j][i] = in[i][j] of a square of side H, in tiles of W: log2(W) rounds of exchanges of pairs.
+template <int H, int W>
+inline void transpose(const float* in, float* out) {
+#if defined(__clang__)
+  for (int i = 0; i < H; i++)
+    for (int j = 0; j < H; j++) out[j * H + i] = in[i * H + j];
+#else
+  for (int i0 = 0; i0 < H; i0 += W)
+    for (int j0 = 0; j0 < H; j0 += W) {
+      Vec<W> rows[W];
+      for (int i = 0; i < W; i++) rows[i] = load<W>(in + (i0 + i) * H + j0);
+      for (int d = 1; d < W; d *= 2) {
+        typename Vectors<W>::I upper, lower;
+        for (int l = 0; l < W; l++) {
+          upper[l] = l & d ? l - d + W : l;
+          lower[l] = l & d ? l + W : l + d;
+        }
+        for (int i = 0; i < W; i++)
+          if (!(i & d)) {
+            const Vec<W> x = rows[i], y = rows[i + d];
+            rows[i] = __builtin_shuffle(x, y, upper);
+            rows[i + d] = __builtin_shuffle(x, y, lower);
+          }
+      }
+      for (int j = 0; j < W; j++) store<W>(out + (j0 + j) * H + i0, rows[j]);
+    }
+#endif
+}
+
 // exp with a relative error below 2e-7; 0 below -87, saturates at exp(88). Cephes' reduction by
 // powers of two and a polynomial of degree 6 on [-ln(2)/2, ln(2)/2].
 template <int W>
@@ -172,8 +214,8 @@ inline Vec<W> exp(Vec<W> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.f;
-  const I power = (reinterpret_cast<const I&>(shifted) << 23) + 0x3f800000;
-  const Vec<W> y = p * reinterpret_cast<const Vec<W>&>(power);
+  const I power = ((I)shifted << 23) + 0x3f800000;
+  const Vec<W> y = p * (Vec<W>)power;
   return select<W>(under, Vec<W>{}, y);
 }
 

@@ -2,138 +2,94 @@
 //
 //   S_t = S_{t-1} (diag(w_t) + a_t b_t^T) + v_t k_t^T        y_t = S_t r_t        w = exp(log_decay)
 //
-// Inside, the state is kept as [key][value] (the transpose of what the caller sees), so that every
-// update runs over whole vectors of values with one key's scalars broadcast:
+// Forward, the state is kept as [key][value], so that sums over keys need no sum over lanes:
 //
 //   row_j <- w_j row_j + b_j sa + k_j v       sa = sum_j a_j row_j (before)       y = sum_j r_j row_j
 //
-// The backward pass reads the state saved at every kCheckpoint-th token, makes the states of that
+// Backward, it is kept as [value][key], since five gradients of six are sums over values. With D the
+// gradient of the state that a token leaves, P the state it found, and G = D + dy r^T:
+//
+//   dk = G^T v    db = G^T sa    dv = G k    dsa = G b    dw = sum over values of G * P
+//   dr = S^T dy   da = P^T dsa   D <- G diag(w) + dsa a^T
+//
+// G and S are never formed: what r, k and b add to the sums over D and P are products of rows. The
+// backward pass reads the state saved at every kCheckpoint-th token, makes the states of that
 // stretch again, and walks it backwards: memory grows by H / kCheckpoint floats per input element.
 //
-// Vectors are the compiler's own vector type; it splits them to what the machine has. Tensors are
-// [B, T, N, H], contiguous, each in fp32 or bf16; states are [B, N, H, H] as [value][key] in fp32.
-// flags[b, t]: 0 an ordinary token, 1 the first of a document, 2 padding.
+// Tensors are [B, T, N, H], contiguous, each in fp32 or bf16; states are [B, N, H, H] as
+// [value][key] in fp32. flags[b, t]: 0 an ordinary token, 1 the first of a document, 2 padding.
 //
 // One library holds one head width: -DHEAD_DIM=64, a multiple of 4.
 
-#include <cstdint>
 #include <cstdlib>
-#include <cstring>
+#include <initializer_list>
+
+#include "vector.h"
 
 namespace {
 
-constexpr int kCheckpoint = 32;
+constexpr int H = HEAD_DIM;
+constexpr int kCheckpoint = 32;  // tokens between two saved states
 enum Flag : uint8_t { kToken = 0, kFresh = 1, kPadding = 2 };
+
+// the widest vector that divides a head, and how many of them a head is
+constexpr int kFit = H % 16 == 0 ? 16 : (H % 8 == 0 ? 8 : 4);
+constexpr int W = kFit < kLanes ? kFit : kLanes;
+constexpr int Q = H / W;
+// how many of them are worked on at once: what the registers hold with all sums beside them
+constexpr int kRoom = kRegisters == 32 ? 4 : 2;
+constexpr int K = Q % kRoom == 0 ? kRoom : (Q % 2 == 0 ? 2 : (Q % 3 == 0 ? 3 : 1));
+typedef Vec<W> V;
 
 struct Row {  // where a [B, T, N, H] tensor lies, and in which of the two types
   char* data;
   int bf16;
 };
 
-template <int W>
-struct Vector {
-  typedef float type __attribute__((vector_size(W * sizeof(float)), aligned(4), may_alias));
-  typedef int index __attribute__((vector_size(W * sizeof(int))));
-};
-
-inline float from_bf16(uint16_t x) {
-  uint32_t bits = uint32_t(x) << 16;
-  float y;
-  memcpy(&y, &bits, sizeof y);
-  return y;
+// Rows are copied and cleared by whole vectors and not by memcpy: what is written in other widths
+// than it is read again waits until it has left the store buffer.
+template <typename In, typename Out>
+inline void copy(const In* in, Out* out) {
+  for (int q = 0; q < H; q += W) store<W>(out + q, load<W>(in + q));
 }
 
-inline uint16_t to_bf16(float x) {  // to nearest, ties to even; NaN stays NaN
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40);
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+inline void clear(float* out) {
+  for (int q = 0; q < H; q += W) store<W>(out + q, V{});
 }
 
-template <int H>
 inline void read(const Row& row, size_t at, float* out) {
-  if (row.bf16) {
-    const uint16_t* p = reinterpret_cast<const uint16_t*>(row.data) + at;
-    for (int i = 0; i < H; i++) out[i] = from_bf16(p[i]);
-  } else {
-    memcpy(out, reinterpret_cast<const float*>(row.data) + at, H * sizeof(float));
-  }
+  if (row.bf16)
+    copy(reinterpret_cast<const uint16_t*>(row.data) + at, out);
+  else
+    copy(reinterpret_cast<const float*>(row.data) + at, out);
 }
 
-template <int H>
 inline void write(const Row& row, size_t at, const float* in) {
-  if (row.bf16) {
-    uint16_t* p = reinterpret_cast<uint16_t*>(row.data) + at;
-    for (int i = 0; i < H; i++) p[i] = to_bf16(in[i]);
-  } else {
-    memcpy(reinterpret_cast<float*>(row.data) + at, in, H * sizeof(float));
-  }
+  if (row.bf16)
+    copy(in, reinterpret_cast<uint16_t*>(row.data) + at);
+  else
+    copy(in, reinterpret_cast<float*>(row.data) + at);
+}
+
+// A head's tokens lie N * H apart, too far for the processor to guess what comes next: it is asked
+// for before it is needed, W elements at a time.
+template <int writing>
+inline void fetch(const Row& row, size_t at) {
+  __builtin_prefetch(row.data + at * (row.bf16 ? 2 : 4), writing, 3);
 }
 
 // exp on [-1, 0]: Taylor around -1/2 to the 9th power, relative error below 1e-8
-template <int H>
 inline void decay(const float* log_decay, float* w) {
   constexpr float c[10] = {1.f,        1.f,         1.f / 2,    1.f / 6,     1.f / 24,
                            1.f / 120,  1.f / 720,   1.f / 5040, 1.f / 40320, 1.f / 362880};
-  for (int i = 0; i < H; i++) {
-    float x = log_decay[i] + 0.5f, p = c[9];
+  for (int q = 0; q < H; q += W) {
+    const V x = load<W>(log_decay + q) + 0.5f;
+    V p = splat<W>(c[9]);
     for (int n = 8; n >= 0; n--) p = p * x + c[n];
-    w[i] = p * 0.60653065971263342f;
+    store<W>(w + q, p * 0.60653065971263342f);
   }
 }
 
-template <int H>
-inline void transpose(const float* in, float* out) {
-  for (int i = 0; i < H; i++)
-    for (int j = 0; j < H; j++) out[j * H + i] = in[i * H + j];
-}
-
-// The widest vector that divides a head, and how many of them a head is.
-template <int H>
-struct Shape {
-  static constexpr int W = H % 16 == 0 ? 16 : (H % 8 == 0 ? 8 : 4);
-  static constexpr int Q = H / W;
-  typedef typename Vector<W>::type V;
-};
-
-template <int W>
-inline typename Vector<W>::type load(const float* p) {
-  return *reinterpret_cast<const typename Vector<W>::type*>(p);
-}
-
-template <int W>
-inline void store(float* p, typename Vector<W>::type x) {
-  *reinterpret_cast<typename Vector<W>::type*>(p) = x;
-}
-
-// Lane j of the result is the sum of all lanes of the j-th of W vectors: halve by pairwise adds.
-template <int W, int N>
-struct Fold {
-  typedef typename Vector<W>::type V;
-  static inline V run(const float* p) {
-    return add_pairs(Fold<W, N / 2>::run(p), Fold<W, N / 2>::run(p + N / 2 * W));
-  }
-  static inline V add_pairs(V x, V y) {
-#if defined(__clang__)
-    V even, odd;
-    for (int i = 0; i < W / 2; i++) {
-      even[i] = x[2 * i], odd[i] = x[2 * i + 1];
-      even[i + W / 2] = y[2 * i], odd[i + W / 2] = y[2 * i + 1];
-    }
-    return even + odd;
-#else
-    typename Vector<W>::index even, odd;
-    for (int i = 0; i < W; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
-    return __builtin_shuffle(x, y, even) + __builtin_shuffle(x, y, odd);
-#endif
-  }
-};
-template <int W>
-struct Fold<W, 1> {
-  static inline typename Vector<W>::type run(const float* p) { return load<W>(p); }
-};
-
-template <int H>
 struct Token {  // one token's rows, widened to fp32
   alignas(64) float r[H], w[H], k[H], v[H], a[H], b[H];
 };
@@ -144,23 +100,41 @@ struct Problem {
   int64_t B, T, N;
 };
 
-template <int H>
-inline void read_token(const Problem& p, size_t at, Token<H>& x) {
+// Where one head of one batch row lies.
+struct Place {
+  int64_t batch, stretches;
+  size_t stride, start;
+  Place(const Problem& p, int64_t head)
+      : batch(head / p.N),
+        stretches((p.T + kCheckpoint - 1) / kCheckpoint),
+        stride(size_t(p.N) * H),
+        start(size_t(batch) * p.T * stride + size_t(head % p.N) * H) {}
+  size_t at(int64_t t) const { return start + t * stride; }
+};
+
+inline uint8_t flag(const Problem& p, const Place& place, int64_t t) {
+  return p.flags ? p.flags[place.batch * p.T + t] : uint8_t(kToken);
+}
+
+inline void read_token(const Problem& p, size_t at, Token& x) {
   alignas(64) float g[H];
-  read<H>(p.r, at, x.r);
-  read<H>(p.log_decay, at, g);
-  read<H>(p.k, at, x.k);
-  read<H>(p.v, at, x.v);
-  read<H>(p.a, at, x.a);
-  read<H>(p.b, at, x.b);
-  decay<H>(g, x.w);
+  read(p.r, at, x.r);
+  read(p.log_decay, at, g);
+  read(p.k, at, x.k);
+  read(p.v, at, x.v);
+  read(p.a, at, x.a);
+  read(p.b, at, x.b);
+  decay(g, x.w);
+}
+
+inline void fetch_token(const Problem& p, size_t at) {
+  for (int q = 0; q < H; q += W)
+    for (const Row* row : {&p.r, &p.log_decay, &p.k, &p.v, &p.a, &p.b}) fetch<0>(*row, at + q);
 }
 
 // S a, what the delta rule reads before it writes.
-template <int H>
 inline void look_up(const float* S, const float* a, float* sa_out) {
-  constexpr int W = Shape<H>::W, Q = Shape<H>::Q;
-  typename Shape<H>::V sa[Q] = {};
+  V sa[Q] = {};
   for (int j = 0; j < H; j++)
     for (int q = 0; q < Q; q++) sa[q] += a[j] * load<W>(S + j * H + q * W);
   for (int q = 0; q < Q; q++) store<W>(sa_out + q * W, sa[q]);
@@ -168,241 +142,284 @@ inline void look_up(const float* S, const float* a, float* sa_out) {
 
 // S <- the state after this token; y = S r. `sa` comes in as S a of this token and leaves as that
 // of the next one, whose a is looked up in the same pass over the state.
-template <int H>
-inline void step(const Token<H>& x, const float* next_a, float* S, float* sa_row, float* y_row) {
-  constexpr int W = Shape<H>::W, Q = Shape<H>::Q;
-  typedef typename Shape<H>::V V;
-  V sa[Q], next[Q], y[Q], v[Q];
-  for (int q = 0; q < Q; q++) {
-    next[q] = y[q] = V{};
-    sa[q] = load<W>(sa_row + q * W);
-    v[q] = load<W>(x.v + q * W);
-  }
-  for (int j = 0; j < H; j++)
-    for (int q = 0; q < Q; q++) {
-      float* at = S + j * H + q * W;
-      const V s = x.w[j] * load<W>(at) + x.k[j] * v[q] + x.b[j] * sa[q];
-      store<W>(at, s);
-      y[q] += x.r[j] * s;
-      next[q] += next_a[j] * s;
+inline void step(const Token& x, const float* next_a, float* S, float* sa_row, float* y_row) {
+  for (int slice = 0; slice < H; slice += K * W) {
+    V sa[K], next[K], y[K], v[K];
+    for (int q = 0; q < K; q++) {
+      next[q] = y[q] = V{};
+      sa[q] = load<W>(sa_row + slice + q * W);
+      v[q] = load<W>(x.v + slice + q * W);
     }
-  for (int q = 0; q < Q; q++) {
-    store<W>(sa_row + q * W, next[q]);
-    store<W>(y_row + q * W, y[q]);
+    for (int j = 0; j < H; j++) {
+      V w = splat<W>(x.w[j]), k = splat<W>(x.k[j]), b = splat<W>(x.b[j]), r = splat<W>(x.r[j]),
+        a = splat<W>(next_a[j]);
+      in_register(w), in_register(k), in_register(b), in_register(r), in_register(a);
+      for (int q = 0; q < K; q++) {
+        float* at = S + j * H + slice + q * W;
+        const V s = w * load<W>(at) + (k * v[q] + b * sa[q]);
+        store<W>(at, s);
+        y[q] += r * s;
+        next[q] += a * s;
+      }
+    }
+    for (int q = 0; q < K; q++) {
+      store<W>(sa_row + slice + q * W, next[q]);
+      store<W>(y_row + slice + q * W, y[q]);
+    }
   }
 }
 
-// The state after a token from the one before it, where S a is known.
-template <int H>
-inline void advance(const Token<H>& x, const float* sa_row, const float* before, float* after) {
-  constexpr int W = Shape<H>::W, Q = Shape<H>::Q;
-  typename Shape<H>::V sa[Q], v[Q];
-  for (int q = 0; q < Q; q++) sa[q] = load<W>(sa_row + q * W), v[q] = load<W>(x.v + q * W);
-  for (int j = 0; j < H; j++)
-    for (int q = 0; q < Q; q++) {
-      const int at = j * H + q * W;
-      store<W>(after + at, x.w[j] * load<W>(before + at) + x.k[j] * v[q] + x.b[j] * sa[q]);
-    }
-}
-
-template <int H>
 void forward_head(const Problem& p, int64_t head, const float* state, const Row& y, float* final,
                   float* sa, float* checkpoints) {
-  const int64_t b = head / p.N, stretches = (p.T + kCheckpoint - 1) / kCheckpoint;
-  const size_t stride = size_t(p.N) * H, start = size_t(b) * p.T * stride + size_t(head % p.N) * H;
-  const auto flag = [&](int64_t t) { return p.flags ? p.flags[b * p.T + t] : uint8_t(kToken); };
+  const Place place(p, head);
   alignas(64) float S[H * H], sa_row[H] = {}, y_row[H], nothing[H] = {};
-  Token<H> tokens[2];
-  int64_t t = 0, next = 0;  // the token at hand, and the one after it that is no padding
-  const auto skip = [&](int64_t from) {
-    while (from < p.T && flag(from) == kPadding) from++;
+  Token tokens[2];
+  const auto skip = [&](int64_t from) {  // to the next token that is no padding
+    while (from < p.T && flag(p, place, from) == kPadding) from++;
     return from;
   };
   if (state)
-    transpose<H>(state + head * H * H, S);
+    transpose<H, W>(state + head * H * H, S);
   else
     memset(S, 0, sizeof S);
-  next = skip(0);
+  int64_t next = skip(0);
   if (next < p.T) {
-    read_token<H>(p, start + next * stride, tokens[0]);
-    if (flag(next) != kFresh) look_up<H>(S, tokens[0].a, sa_row);
+    read_token(p, place.at(next), tokens[0]);
+    if (flag(p, place, next) != kFresh) look_up(S, tokens[0].a, sa_row);
   }
-  for (int which = 0; t < p.T; t++) {
-    const size_t at = start + t * stride;
+  int which = 0;
+  for (int64_t t = 0; t < p.T; t++) {
+    const size_t at = place.at(t);
     if (checkpoints && t % kCheckpoint == 0)
-      memcpy(checkpoints + (head * stretches + t / kCheckpoint) * H * H, S, sizeof S);
-    if (flag(t) == kPadding) {
-      if (sa) memset(sa + at, 0, sizeof nothing);
-      write<H>(y, at, nothing);
+      memcpy(checkpoints + (head * place.stretches + t / kCheckpoint) * H * H, S, sizeof S);
+    if (flag(p, place, t) == kPadding) {
+      if (sa) clear(sa + at);
+      write(y, at, nothing);
       continue;
     }
-    if (sa) memcpy(sa + at, sa_row, sizeof sa_row);
-    if (flag(t) == kFresh) memset(S, 0, sizeof S);
+    if (sa) copy(sa_row, sa + at);
+    if (flag(p, place, t) == kFresh) memset(S, 0, sizeof S);
     next = skip(t + 1);
-    const Token<H>& x = tokens[which];
-    Token<H>& ahead = tokens[which ^= 1];
+    if (next + 2 < p.T) fetch_token(p, place.at(next + 2));
+    for (int q = 0; q < H && t + 1 < p.T; q += W) fetch<1>(y, place.at(t + 1) + q);
+    const Token& x = tokens[which];
+    Token& ahead = tokens[which ^= 1];
     if (next < p.T)
-      read_token<H>(p, start + next * stride, ahead);
+      read_token(p, place.at(next), ahead);
     else
-      memset(ahead.a, 0, sizeof ahead.a);
-    step<H>(x, ahead.a, S, sa_row, y_row);
+      clear(ahead.a);
+    step(x, ahead.a, S, sa_row, y_row);
     // a fresh document finds nothing
-    if (next < p.T && flag(next) == kFresh) memset(sa_row, 0, sizeof sa_row);
-    write<H>(y, at, y_row);
+    if (next < p.T && flag(p, place, next) == kFresh) clear(sa_row);
+    write(y, at, y_row);
   }
-  transpose<H>(S, final + head * H * H);
+  transpose<H, W>(S, final + head * H * H);
 }
 
-template <int H>
-struct Gradients {  // one token's, in fp32; partial sums before the lanes are folded
-  static constexpr int W = Shape<H>::W;
-  alignas(64) float r[H * W], w[H * W], k[H * W], a[H * W], b[H * W], v[H];
-};
-
-// One token backwards: D is d loss / d S after the token, on return before it.
-template <int H>
-inline void step_back(const Token<H>& x, const float* before, const float* after, const float* sa_row,
-                      const float* dy_row, float* D, Gradients<H>& d) {
-  constexpr int W = Shape<H>::W, Q = Shape<H>::Q;
-  typedef typename Shape<H>::V V;
-  V v[Q], sa[Q], dy[Q], dv[Q], dsa[Q];
-  for (int q = 0; q < Q; q++) {
-    v[q] = load<W>(x.v + q * W);
-    sa[q] = load<W>(sa_row + q * W);
-    dy[q] = load<W>(dy_row + q * W);
-    dv[q] = dsa[q] = V{};
-  }
-  for (int j = 0; j < H; j++) {
-    V dr = {}, dk = {}, db = {}, dw = {};
-    for (int q = 0; q < Q; q++) {
-      const int at = j * H + q * W;
-      V g = load<W>(D + at) + x.r[j] * dy[q];
-      store<W>(D + at, g);
-      dr += load<W>(after + at) * dy[q];
-      dk += g * v[q];
-      db += g * sa[q];
-      dw += g * load<W>(before + at);
-      dv[q] += x.k[j] * g;
-      dsa[q] += x.b[j] * g;
-    }
-    store<W>(d.r + j * W, dr);
-    store<W>(d.k + j * W, dk);
-    store<W>(d.b + j * W, db);
-    store<W>(d.w + j * W, dw);
-  }
-  for (int j = 0; j < H; j++) {
-    V da = {};
-    for (int q = 0; q < Q; q++) {
-      const int at = j * H + q * W;
-      da += load<W>(before + at) * dsa[q];
-      store<W>(D + at, x.w[j] * load<W>(D + at) + x.a[j] * dsa[q]);
-    }
-    store<W>(d.a + j * W, da);
-  }
-  for (int q = 0; q < Q; q++) store<W>(d.v + q * W, dv[q]);
-}
-
-template <int H>
-inline void fold(const float* partial, float* sums) {
-  constexpr int W = Shape<H>::W;
-  for (int j = 0; j < H; j += W) store<W>(sums + j, Fold<W, W>::run(partial + j * W));
-}
+// From here on states are [value][key], and a slice is W rows of one: the rows of a state need
+// nothing of each other but the sums over values, so that a stretch is walked slice by slice and the
+// states of a slice that are made again stay near.
 
 struct Outputs {
   Row r, log_decay, k, v, a, b;
 };
 
-template <int H>
-inline void write_gradients(const Outputs& out, size_t at, const Token<H>& x, const Gradients<H>& d) {
-  alignas(64) float row[H];
-  fold<H>(d.r, row);
-  write<H>(out.r, at, row);
-  fold<H>(d.w, row);
-  for (int j = 0; j < H; j++) row[j] *= x.w[j];
-  write<H>(out.log_decay, at, row);
-  fold<H>(d.k, row);
-  write<H>(out.k, at, row);
-  fold<H>(d.a, row);
-  write<H>(out.a, at, row);
-  fold<H>(d.b, row);
-  write<H>(out.b, at, row);
-  write<H>(out.v, at, d.v);
+struct Sums {  // over values, per key
+  alignas(64) float k[H], b[H], w[H], r[H], a[H];
+};
+
+struct Stretch {  // what the backward pass holds of kCheckpoint tokens
+  Token x[kCheckpoint];
+  Sums sums[kCheckpoint];
+  alignas(64) float sa[kCheckpoint][H], dy[kCheckpoint][H], dv[kCheckpoint][H], wr[kCheckpoint][H];
+  float r_k[kCheckpoint], r_b[kCheckpoint];
+  uint8_t kind[kCheckpoint];
+  alignas(64) float start[H * H], remade[kCheckpoint][W * H];  // the first state; a slice's states
+};
+
+// A slice of the state after a token from the one before it, where S a is known; in place or not.
+inline void advance(const Token& x, const float* sa, int first, const float* before, float* after) {
+  for (int slice = 0; slice < H; slice += K * W) {
+    V w[K], k[K], b[K];
+    for (int q = 0; q < K; q++) {
+      w[q] = load<W>(x.w + slice + q * W);
+      k[q] = load<W>(x.k + slice + q * W);
+      b[q] = load<W>(x.b + slice + q * W);
+    }
+    for (int i = 0; i < W; i++) {
+      V v = splat<W>(x.v[first + i]), s = splat<W>(sa[first + i]);
+      in_register(v), in_register(s);
+      for (int q = 0; q < K; q++) {
+        const int at = i * H + slice + q * W;
+        store<W>(after + at, w[q] * load<W>(before + at) + (v * k[q] + s * b[q]));
+      }
+    }
+  }
 }
 
-template <int H>
+// Adds what a slice of D and P has to the sums over values, and gives its sums over keys.
+inline void gather(const Token& x, int first, const float* D, const float* P, const float* sa,
+                   const float* dy, Sums& sums, float* dv, float* dsa) {
+  alignas(64) float dv_lanes[W * W], dsa_lanes[W * W];
+  for (int slice = 0; slice < H; slice += K * W) {
+    V sum_k[K], sum_b[K], sum_w[K], sum_r[K];
+    for (int q = 0; q < K; q++) {
+      sum_k[q] = load<W>(sums.k + slice + q * W);
+      sum_b[q] = load<W>(sums.b + slice + q * W);
+      sum_w[q] = load<W>(sums.w + slice + q * W);
+      sum_r[q] = load<W>(sums.r + slice + q * W);
+    }
+    for (int i = 0; i < W; i++) {
+      const int row = i * H + slice;
+      V v = splat<W>(x.v[first + i]), s = splat<W>(sa[first + i]), d = splat<W>(dy[first + i]);
+      in_register(v), in_register(s), in_register(d);
+      V along_k = {}, along_b = {};
+      for (int q = 0; q < K; q++) {
+        const V g = load<W>(D + row + q * W), found = load<W>(P + row + q * W);
+        sum_k[q] += v * g;
+        sum_b[q] += s * g;
+        sum_w[q] += g * found;
+        sum_r[q] += d * found;
+        along_k += load<W>(x.k + slice + q * W) * g;
+        along_b += load<W>(x.b + slice + q * W) * g;
+      }
+      if (slice) along_k += load<W>(dv_lanes + i * W), along_b += load<W>(dsa_lanes + i * W);
+      store<W>(dv_lanes + i * W, along_k);
+      store<W>(dsa_lanes + i * W, along_b);
+    }
+    for (int q = 0; q < K; q++) {
+      store<W>(sums.k + slice + q * W, sum_k[q]);
+      store<W>(sums.b + slice + q * W, sum_b[q]);
+      store<W>(sums.w + slice + q * W, sum_w[q]);
+      store<W>(sums.r + slice + q * W, sum_r[q]);
+    }
+  }
+  store<W>(dv, Fold<W>::run(dv_lanes));
+  store<W>(dsa, Fold<W>::run(dsa_lanes));
+}
+
+// The slice of D becomes the gradient of the state before the token; adds to da.
+inline void spread(const Token& x, const float* wr, int first, float* D, const float* P,
+                   const float* dy, const float* dsa, Sums& sums) {
+  for (int slice = 0; slice < H; slice += K * W) {
+    V w[K], a[K], w_r[K], sum_a[K];
+    for (int q = 0; q < K; q++) {
+      w[q] = load<W>(x.w + slice + q * W);
+      a[q] = load<W>(x.a + slice + q * W);
+      w_r[q] = load<W>(wr + slice + q * W);
+      sum_a[q] = load<W>(sums.a + slice + q * W);
+    }
+    for (int i = 0; i < W; i++) {
+      V d = splat<W>(dy[first + i]), s = splat<W>(dsa[i]);
+      in_register(d), in_register(s);
+      for (int q = 0; q < K; q++) {
+        const int at = i * H + slice + q * W;
+        sum_a[q] += s * load<W>(P + at);
+        store<W>(D + at, w[q] * load<W>(D + at) + (d * w_r[q] + s * a[q]));
+      }
+    }
+    for (int q = 0; q < K; q++) store<W>(sums.a + slice + q * W, sum_a[q]);
+  }
+}
+
+inline float dot(const float* x, const float* y) {
+  V total = {};
+  for (int q = 0; q < H; q += W) total += load<W>(x + q) * load<W>(y + q);
+  return sum<W>(total);
+}
+
+// One slice of one token backwards: D is d loss / d S after the token, on return before it.
+inline void step_back(Stretch& m, int64_t i, int first, const float* P, float* D) {
+  alignas(64) float dsa[W];
+  float* dv = m.dv[i] + first;
+  const V d = load<W>(m.dy[i] + first);
+  gather(m.x[i], first, D, P, m.sa[i], m.dy[i], m.sums[i], dv, dsa);
+  store<W>(dv, load<W>(dv) + d * m.r_k[i]);
+  store<W>(dsa, load<W>(dsa) + d * m.r_b[i]);
+  spread(m.x[i], m.wr[i], first, D, P, m.dy[i], dsa, m.sums[i]);
+}
+
+// One slice through the n tokens of a stretch: makes its states again, and walks them backwards.
+// Meanwhile it asks for the places that the stretch will write, from `at` on.
+void slice_back(Stretch& m, int64_t n, int first, float* D, const Outputs& out, size_t at,
+                size_t stride) {
+  alignas(64) static const float nothing[W * H] = {};
+  const float* found[kCheckpoint + 1] = {m.start + first * H};
+  for (int64_t i = 0; i < n; i++) {
+    if (m.kind[i] == kFresh) found[i] = nothing;
+    found[i + 1] = found[i];
+    if (m.kind[i] == kPadding || i + 1 == n) continue;
+    advance(m.x[i], m.sa[i], first, found[i], m.remade[i]);
+    found[i + 1] = m.remade[i];
+  }
+  for (int64_t i = n - 1; i >= 0; i--) {
+    for (const Row* row : {&out.r, &out.log_decay, &out.k, &out.v, &out.a, &out.b})
+      fetch<1>(*row, at + i * stride + first);
+    if (m.kind[i] == kPadding) continue;
+    step_back(m, i, first, found[i], D);
+    if (m.kind[i] == kFresh)
+      for (int q = 0; q < W * H; q += W) store<W>(D + q, V{});
+  }
+}
+
+// Of one token, the gradients from its sums, completed by what the products of rows add.
+inline void write_gradients(Stretch& m, int64_t i, size_t at, const Outputs& out) {
+  const Token& x = m.x[i];
+  Sums& sums = m.sums[i];
+  const float dy_v = dot(m.dy[i], x.v), dy_sa = dot(m.dy[i], m.sa[i]);
+  for (int q = 0; q < H; q += W) {
+    const V r = load<W>(x.r + q), w = load<W>(x.w + q), read = load<W>(sums.r + q);
+    store<W>(sums.k + q, load<W>(sums.k + q) + r * dy_v);
+    store<W>(sums.b + q, load<W>(sums.b + q) + r * dy_sa);
+    store<W>(sums.w + q, (load<W>(sums.w + q) + r * read) * w);
+    store<W>(sums.r + q, w * read + (load<W>(x.k + q) * dy_v + load<W>(x.b + q) * dy_sa));
+  }
+  write(out.r, at, sums.r);
+  write(out.log_decay, at, sums.w);
+  write(out.k, at, sums.k);
+  write(out.v, at, m.dv[i]);
+  write(out.a, at, sums.a);
+  write(out.b, at, sums.b);
+}
+
+inline void read_stretch(const Problem& p, const Place& place, int64_t t0, int64_t n,
+                         const float* sa, const Row& dy, Stretch& m) {
+  for (int64_t i = 0; i < n; i++) {
+    const size_t at = place.at(t0 + i);
+    m.kind[i] = flag(p, place, t0 + i);
+    if (m.kind[i] == kPadding) continue;
+    Token& x = m.x[i];
+    read_token(p, at, x);
+    read(dy, at, m.dy[i]);
+    copy(sa + at, m.sa[i]);
+    for (int q = 0; q < H; q += W) store<W>(m.wr[i] + q, load<W>(x.w + q) * load<W>(x.r + q));
+    m.r_k[i] = dot(x.r, x.k), m.r_b[i] = dot(x.r, x.b);
+    for (float* sum : {m.sums[i].k, m.sums[i].b, m.sums[i].w, m.sums[i].r, m.sums[i].a}) clear(sum);
+  }
+}
+
 void backward_head(const Problem& p, int64_t head, const float* sa, const float* checkpoints,
                    const Row& dy, const float* d_final, const Outputs& out, float* d_state,
-                   float* states) {
-  const int64_t b = head / p.N, stretches = (p.T + kCheckpoint - 1) / kCheckpoint;
-  const size_t stride = size_t(p.N) * H, start = size_t(b) * p.T * stride + size_t(head % p.N) * H;
-  const auto flag = [&](int64_t t) { return p.flags ? p.flags[b * p.T + t] : uint8_t(kToken); };
-  alignas(64) float D[H * H], nothing[H * H] = {}, dy_row[H];
+                   Stretch& m) {
+  const Place place(p, head);
+  alignas(64) float D[H * H], nothing[H] = {};
   const Row rows[] = {out.r, out.log_decay, out.k, out.v, out.a, out.b};
-  Token<H> x;
-  Gradients<H> d;
-  transpose<H>(d_final + head * H * H, D);
-  for (int64_t c = stretches - 1; c >= 0; c--) {
+  memcpy(D, d_final + head * H * H, sizeof D);
+  for (int64_t c = place.stretches - 1; c >= 0; c--) {
     const int64_t t0 = c * kCheckpoint, n = p.T - t0 < kCheckpoint ? p.T - t0 : kCheckpoint;
-    // states[i] is the state that token t0 + i finds, states[i + 1] the one it leaves
-    memcpy(states, checkpoints + (head * stretches + c) * H * H, sizeof D);
+    transpose<H, W>(checkpoints + (head * place.stretches + c) * H * H, m.start);
+    read_stretch(p, place, t0, n, sa, dy, m);
+    for (int first = 0; first < H; first += W)
+      slice_back(m, n, first, D + first * H, out, place.at(t0), place.stride);
     for (int64_t i = 0; i < n; i++) {
-      const size_t at = start + (t0 + i) * stride;
-      const float* found = states + i * H * H;
-      float* left = states + (i + 1) * H * H;
-      if (flag(t0 + i) == kPadding) {
-        memcpy(left, found, sizeof D);
-        continue;
-      }
-      read_token<H>(p, at, x);
-      advance<H>(x, sa + at, flag(t0 + i) == kFresh ? nothing : found, left);
-    }
-    for (int64_t i = n - 1; i >= 0; i--) {
-      const size_t at = start + (t0 + i) * stride;
-      if (flag(t0 + i) == kPadding) {
-        for (const Row& row : rows) write<H>(row, at, nothing);
-        continue;
-      }
-      read_token<H>(p, at, x);
-      read<H>(dy, at, dy_row);
-      const float* found = states + i * H * H;
-      const bool fresh = flag(t0 + i) == kFresh;
-      step_back<H>(x, fresh ? nothing : found, found + H * H, sa + at, dy_row, D, d);
-      write_gradients<H>(out, at, x, d);
-      if (fresh) memset(D, 0, sizeof D);
+      const size_t at = place.at(t0 + i);
+      if (m.kind[i] != kPadding)
+        write_gradients(m, i, at, out);
+      else
+        for (const Row& row : rows) write(row, at, nothing);
     }
   }
-  transpose<H>(D, d_state + head * H * H);
-}
-
-template <int H>
-void forward_all(const Problem& p, const float* state, const Row& y, float* final, float* sa,
-                 float* checkpoints, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t head = 0; head < p.B * p.N; head++)
-    forward_head<H>(p, head, state, y, final, sa, checkpoints);
-}
-
-template <int H>
-int backward_all(const Problem& p, const float* sa, const float* checkpoints, const Row& dy,
-                 const float* d_final, const Outputs& out, float* d_state, int threads) {
-  int failed = 0;
-#pragma omp parallel num_threads(threads)
-  {
-    void* memory = nullptr;
-    const size_t bytes = size_t(kCheckpoint + 1) * H * H * sizeof(float);
-    if (posix_memalign(&memory, 64, bytes)) {
-#pragma omp atomic write
-      failed = 1;
-      memory = nullptr;
-    }
-#pragma omp for schedule(static)
-    for (int64_t head = 0; head < p.B * p.N; head++)
-      if (memory)
-        backward_head<H>(p, head, sa, checkpoints, dy, d_final, out, d_state,
-                         static_cast<float*>(memory));
-    free(memory);
-  }
-  return failed;
+  memcpy(d_state + head * H * H, D, sizeof D);
 }
 
 }  // namespace
@@ -416,8 +433,10 @@ void wkv7_forward(void* const* inputs, const int* bf16, const uint8_t* flags, co
                   int64_t T, int64_t N, int threads) {
   const auto row = [&](int i) { return Row{static_cast<char*>(inputs[i]), bf16[i]}; };
   const Problem p{row(0), row(1), row(2), row(3), row(4), row(5), flags, B, T, N};
-  forward_all<HEAD_DIM>(p, state, Row{static_cast<char*>(y), y_bf16}, final, sa, checkpoints,
-                        threads);
+  const Row out{static_cast<char*>(y), y_bf16};
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t head = 0; head < B * N; head++)
+    forward_head(p, head, state, out, final, sa, checkpoints);
 }
 
 // returns 0, or 1 where memory ran out
@@ -432,7 +451,23 @@ int wkv7_backward(void* const* inputs, const int* bf16, const uint8_t* flags, co
                   row(inputs, 4), row(inputs, 5), flags, B, T, N};
   const Outputs out{row(grads, 0), row(grads, 1), row(grads, 2),
                     row(grads, 3), row(grads, 4), row(grads, 5)};
-  return backward_all<HEAD_DIM>(p, sa, checkpoints, Row{static_cast<char*>(dy), dy_bf16}, d_final,
-                                out, d_state, threads);
+  const Row d_out{static_cast<char*>(dy), dy_bf16};
+  int failed = 0;
+#pragma omp parallel num_threads(threads)
+  {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, sizeof(Stretch))) {
+#pragma omp atomic write
+      failed = 1;
+      memory = nullptr;
+    }
+#pragma omp for schedule(static)
+    for (int64_t head = 0; head < B * N; head++)
+      if (memory)
+        backward_head(p, head, sa, checkpoints, d_out, d_final, out, d_state,
+                      *static_cast<Stretch*>(memory));
+    free(memory);
+  }
+  return failed;
 }
 }

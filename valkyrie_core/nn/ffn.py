@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from valkyrie_core.config import Config
+from valkyrie_core.kernels.gated import silu_times
 from valkyrie_core.nn.state import Ctx
 
 
@@ -46,7 +46,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTD: Tensor, state: tuple[()], ctx: Ctx) -> tuple[Tensor, tuple[()], Ctx]:
         """Acts on every position by itself."""
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD)), state, ctx
+        return self.down(silu_times(self.gate(x_BTD), self.up(x_BTD))), state, ctx
 
     def flops_per_token(self, context_len: int) -> int:
         """Forward operations per token."""

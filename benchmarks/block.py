@@ -1,25 +1,26 @@
 """A whole RWKV-7 block against an attention block of as many parameters, as in training.
 
-RWKV-7 (time mix and channel mix) and attention (rotary, QK norm, SwiGLU) at a width of 512, forward
-and backward under bf16 autocast, gradients of weights and inputs.
+RWKV-7 (time mix and channel mix) at a width of 512, against attention (rotary, SwiGLU) twice: our
+own block, whose attention is native code too, and a layer of transformers' Llama, which is torch's
+SDPA as everybody runs it. Forward and backward under bf16 autocast, with all gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks import models
+from benchmarks import models, peers
 from benchmarks.models import Size
 from benchmarks.result import Findings, Gate
-from benchmarks.timing import Announce, Call, best, side_by_side
+from benchmarks.timing import Announce, Call, Timing, best, side_by_side
 from valkyrie_core.nn.block import Block, BlockConfig
 from valkyrie_core.nn.state import Ctx
 
-RWKV, ATTENTION = "RWKV-7 block", "attention block"
-KINDS = {RWKV: "rwkv", ATTENTION: "attn"}
+RWKV, ATTENTION, LLAMA = "RWKV-7 block", "our attention block", "Llama layer"
 GATES = {512: Gate(1.0, 1.2), 4096: Gate(1.7, 2.5)}
 
 
@@ -54,28 +55,40 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         def tell(text: str, case: str = case) -> None:
             announce(f"{case}, {text}")
 
-        calls = {
-            f"{name} {form}": forward_backward(sizes.size, kind, form, window)
-            for form in sizes.forms
-            for name, kind in KINDS.items()
-        }
+        calls: dict[str, Call] = {}
+        for form in sizes.forms:
+            calls[f"{RWKV} {form}"] = ours(sizes.size, "rwkv", form, window)
+            calls[f"{ATTENTION} {form}"] = ours(sizes.size, "attn", form, window)
+            try:
+                calls[f"{LLAMA} {form}"] = llama(sizes.size, form, window)
+            except peers.AbsentError as error:
+                findings.absent[LLAMA] = str(error)
         timings = side_by_side(calls, repeats=window.repeats, announce=tell)
         findings.milliseconds(case, timings)
-        ours = best({name: x for name, x in timings.items() if name.startswith(RWKV)})
-        theirs = best({name: x for name, x in timings.items() if name.startswith(ATTENTION)})
-        findings.compare("each at its best", case, ours, theirs, GATES.get(window.tokens))
-        left, right = f"{RWKV} eager", f"{ATTENTION} eager"
-        findings.compare("alike", case, (left, timings[left]), (right, timings[right]))
+        _compare(findings, case, timings, GATES.get(window.tokens))
     counts = ", ".join(
         f"{name} {sum(p.numel() for p in build(sizes.size, kind).parameters()):,}"
-        for name, kind in KINDS.items()
+        for name, kind in ((RWKV, "rwkv"), (ATTENTION, "attn"))
     )
     findings.notes.append(f"bf16 autocast; parameters: {counts}.")
     return findings
 
 
+def _compare(findings: Findings, case: str, timings: dict[str, Timing], gate: Gate | None) -> None:
+    """Each at its best, and eager against eager."""
+
+    def of(kind: str) -> dict[str, Timing]:
+        return {name: x for name, x in timings.items() if name.startswith(kind)}
+
+    for kind in (LLAMA, ATTENTION):
+        if of(kind):
+            findings.compare("each at its best", case, best(of(RWKV)), best(of(kind)), gate)
+            left, right = f"{RWKV} eager", f"{kind} eager"
+            findings.compare("alike", case, (left, timings[left]), (right, timings[right]))
+
+
 def build(size: Size, kind: str) -> Block:
-    """A block from the middle of a model, its output matrices awake."""
+    """A block from the middle of a model, its output matrices awake; kind is rwkv or attn."""
     torch.manual_seed(0)
     config = BlockConfig.model_validate(models.block_config(size, kind))
     block = Block(size.dim, config, "layer_norm", layer_idx=1, num_layers=size.layers)
@@ -83,24 +96,53 @@ def build(size: Size, kind: str) -> Block:
     return block
 
 
-def forward_backward(size: Size, kind: str, form: str, window: Window) -> Call:
-    """A block's output and all its gradients."""
+def ours(size: Size, kind: str, form: str, window: Window) -> Call:
+    """One of our blocks, in the middle of a model: the first layer's values come from before it."""
     block = build(size, kind)
     function: Any = torch.compile(block, dynamic=False) if form == "compiled" else block
-    shape = (window.rows, window.tokens, size.dim)
-    x_BTD = nn.Parameter(torch.randn(shape))
-    first_BTD = nn.Parameter(torch.randn(shape))
-    gradient_BTD = torch.randn(shape)
-    pos_BT = torch.arange(window.tokens).expand(window.rows, -1)
+    x_BTD, pos_BT = _inputs(size, window)
     ctx = Ctx(pos_BT=pos_BT, segment_BT=torch.zeros_like(pos_BT))
+    wanted = [x_BTD, *block.parameters()]
     if kind == "rwkv":
+        first_BTD = nn.Parameter(torch.randn_like(x_BTD))
         ctx = ctx._replace(v_first_BTD=first_BTD)
+        wanted.append(first_BTD)
     state = block.init_state(window.rows, device=torch.device("cpu"), dtype=torch.float32)
-    wanted = [x_BTD, *([first_BTD] if kind == "rwkv" else []), *block.parameters()]
+    return _forward_backward(lambda: function(x_BTD, state, ctx)[0], wanted)
+
+
+def llama(size: Size, form: str, window: Window) -> Call:
+    """A layer of transformers' Llama.
+
+    Raises:
+        AbsentError: transformers is not installed.
+    """
+    layer, rotary = peers.llama_layer(size)
+    function: Any = torch.compile(layer, dynamic=False) if form == "compiled" else layer
+    x_BTD, pos_BT = _inputs(size, window)
+    positions = rotary(x_BTD.detach(), pos_BT)
+
+    def forward() -> Tensor:
+        y_BTD = function(x_BTD, position_embeddings=positions)
+        found: Tensor = y_BTD if isinstance(y_BTD, Tensor) else y_BTD[0]
+        return found
+
+    return _forward_backward(forward, [x_BTD, *layer.parameters()])
+
+
+def _inputs(size: Size, window: Window) -> tuple[nn.Parameter, Tensor]:
+    shape = (window.rows, window.tokens, size.dim)
+    generator = torch.Generator().manual_seed(0)
+    x_BTD = nn.Parameter(torch.randn(shape, generator=generator))
+    return x_BTD, torch.arange(window.tokens).expand(window.rows, -1)
+
+
+def _forward_backward(forward: Callable[[], Tensor], wanted: Sequence[Tensor]) -> Call:
+    """Output and gradients, both under the precision of training."""
 
     def call() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            y_BTD = function(x_BTD, state, ctx)[0]
-        torch.autograd.grad(y_BTD, wanted, gradient_BTD)
+            y_BTD = forward()
+        torch.autograd.grad(y_BTD, wanted, torch.ones_like(y_BTD))
 
     return call

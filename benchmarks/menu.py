@@ -38,7 +38,7 @@ MENU: dict[str, Benchmark] = {
     entry.name: entry
     for entry in (
         Benchmark("wkv", "the WKV-7 kernel against SDPA and its own forms in PyTorch"),
-        Benchmark("block", "a whole RWKV-7 block against an attention block"),
+        Benchmark("block", "a whole RWKV-7 block against attention blocks", ("transformers",)),
         Benchmark("train", "training a 12M hybrid against a Llama of its size", ("transformers",)),
         Benchmark("mfu", "what share of the matmul peak training a 50M reaches", ("transformers",)),
         Benchmark(

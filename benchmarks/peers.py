@@ -51,3 +51,13 @@ def llama(size: Size, dtype: torch.dtype = torch.float32) -> Any:
         eos_token_id=None,
     )
     return transformers.LlamaForCausalLM(config).to(dtype)
+
+
+def llama_layer(size: Size) -> tuple[torch.nn.Module, Any]:
+    """One decoder layer of that Llama, and what makes its rotary positions of (x, ids).
+
+    Raises:
+        AbsentError: transformers is not installed.
+    """
+    model = llama(size._replace(layers=1)).model
+    return model.layers[0], model.rotary_emb

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -185,3 +188,98 @@ def test_nothing_to_read_is_an_error(model: HybridLM) -> None:
         engine.generate_batch([[5], []], GREEDY, max_tokens=1, stop_ids=())
     with pytest.raises(ValueError, match="no prompt"):
         engine.generate_batch([], GREEDY, max_tokens=1, stop_ids=())
+
+
+def test_prefill_scores_only_the_last_token(
+    model: HybridLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    model.head.register_forward_hook(lambda _m, given, _out: rows.append(given[0].numel()))
+    engine = Engine(model, chunk_len=6)
+    engine.prefill(torch.tensor([tokens_of(16)]), model.init_state(1))
+    assert rows == [16] * 3
+    model.head._forward_hooks.clear()
+
+
+def changes() -> dict[str, Callable[[HybridLM], None]]:
+    """Ways in which a model comes by other weights."""
+
+    def by_optimizer(kind: type[torch.optim.Optimizer], **more: bool) -> Callable[[HybridLM], None]:
+        def change(model: HybridLM) -> None:
+            optimizer = kind(model.parameters(), lr=0.1, **more)  # type: ignore[call-arg]
+            tokens_BT = torch.tensor([tokens_of(9)])
+            loss, _, _ = model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], model.init_state(1))
+            loss.backward()
+            optimizer.step()
+
+        return change
+
+    def by_replacing(model: HybridLM) -> None:
+        model.head.weight = torch.nn.Parameter(-model.head.weight.detach())
+
+    def by_loading(model: HybridLM) -> None:
+        model.load_state_dict({name: -x for name, x in model.state_dict().items()})
+
+    def by_pointer(model: HybridLM) -> None:
+        model.head.weight.data = -model.head.weight.data
+
+    return {
+        "adamw-fused": by_optimizer(torch.optim.AdamW, fused=True),
+        "adamw-foreach": by_optimizer(torch.optim.AdamW, foreach=True),
+        "sgd": by_optimizer(torch.optim.SGD),
+        "replaced": by_replacing,
+        "loaded": by_loading,
+        "data": by_pointer,
+    }
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("way", changes())
+def test_changed_weights_are_noticed(way: str, weights: Any) -> None:
+    model = awake(hybrid_config()).float()
+    engine = Engine(model, weights=weights)
+    prompt = torch.tensor([tokens_of(5)])
+
+    def answer(engine: Engine) -> torch.Tensor:
+        known = engine.prefill(prompt, model.init_state(1))
+        assert known is not None
+        return engine.decode_one_token(torch.tensor([7]), known.state).logits_BV
+
+    before = answer(engine)
+    assert torch.equal(answer(engine), before)
+    changes()[way](model)
+    after = answer(engine)
+    assert float((after - before).abs().max()) > 1e-3
+    torch.testing.assert_close(after, answer(Engine(model, weights=weights)))
+
+
+def test_weights_that_change_between_two_tokens_are_noticed() -> None:
+    model = awake(hybrid_config()).float()
+    engine = Engine(model)
+    known = engine.prefill(torch.tensor([tokens_of(5)]), model.init_state(1))
+    assert known is not None
+    before = engine.decode_one_token(torch.tensor([7]), known.state).logits_BV
+    changes()["sgd"](model)
+    after = engine.decode_one_token(torch.tensor([7]), known.state).logits_BV
+    assert float((after - before).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_native_steps_answer_batches_as_each_prompt_alone(weights: Any) -> None:
+    model = awake(hybrid_config()).float()
+    prompts = [tokens_of(length, length) for length in (7, 1, 12, 3)]
+    engine = Engine(model, weights=weights)
+    together = engine.generate_batch(prompts, HOT, max_tokens=20, stop_ids=(END,))
+    for row, prompt in enumerate(prompts):
+        known = engine.prefill(torch.tensor([prompt]), model.init_state(1))
+        assert known is not None
+        drawn = engine.continue_from(
+            known,
+            HOT,
+            make_generator(HOT.seed, row),
+            max_tokens=20,
+            stop_ids=(END,),
+            history=prompt,
+        )
+        assert [token.id for token in drawn] == together[row]
+    assert len({len(answer) for answer in together}) > 1

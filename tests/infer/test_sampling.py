@@ -13,7 +13,10 @@ from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.errors import DivergedError
 from valkyrie_core.infer.sampling import (
     SamplingConfig,
+    _draw,
+    _likeliest,
     allowed_tokens,
+    draw_from_prefix,
     make_generator,
     penalize,
     sample,
@@ -211,3 +214,37 @@ def test_bounds(wrong: dict[str, float]) -> None:
 def test_a_row_needs_a_generator() -> None:
     with pytest.raises(ValueError, match="generators"):
         sample(torch.zeros(2, 8), plain(), [make_generator(0)])
+
+
+@pytest.mark.parametrize("vocab_size", [300, 5000])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 40])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.95, 1.0])
+@pytest.mark.parametrize("spread", [0.01, 0.5, 2.0, 8.0])
+def test_the_likeliest_candidates_settle_the_same_draw(
+    vocab_size: int, top_k: int | None, top_p: float, spread: float
+) -> None:
+    generator = torch.Generator().manual_seed(vocab_size)
+    settled = 0
+    for index in range(40):
+        logits = torch.randn(1, vocab_size, generator=generator, dtype=torch.float64) * spread
+        if index % 2:
+            # many equal ones
+            logits = (logits * 4).round() / 4
+        sampling = SamplingConfig(temperature=0.8, top_p=top_p, top_k=top_k)
+        uniform_11 = torch.rand(1, 1, generator=generator, dtype=torch.float64)
+        quick = draw_from_prefix(logits[0], sampling, float(uniform_11), 64)
+        slow = _draw(*_likeliest(logits, sampling), 0.8, top_p, uniform_11)
+        assert quick in (None, int(slow))
+        settled += quick is not None
+    if spread == 8:
+        assert settled > 30
+
+
+def test_a_draw_on_the_edge_is_left_to_the_slow_way() -> None:
+    logits_V = torch.full((5000,), -100.0, dtype=torch.float64)
+    logits_V[:2] = 0.0
+    sampling = plain()
+    assert draw_from_prefix(logits_V, sampling, 0.4999, 64) == 0
+    assert draw_from_prefix(logits_V, sampling, 0.5001, 64) == 1
+    assert draw_from_prefix(logits_V, sampling, 0.5, 64) is None
+    assert draw_from_prefix(logits_V, plain(top_p=0.5), 0.3, 64) is None

@@ -8,6 +8,7 @@ Shapes: B batch, T time, D model, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextlib import AbstractContextManager
 from operator import attrgetter, is_
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from valkyrie_core.kernels.arena import Arena
 from valkyrie_core.kernels.build import BuildError
@@ -73,7 +75,7 @@ class Decoder:
         self._counting = [p for p in self._parameters if not p.is_inference()]
         self._changes = self._count_changes()
         self._places = [parameter.data_ptr() for parameter in self._parameters]
-        self.model = model if weights == "fp32" else rounded(model, weights, precision)
+        self.model = rounded(model, weights, precision)
         self._steps: _Steps | None = None
         self._packed = False
 
@@ -94,7 +96,7 @@ class Decoder:
 
     def _count_changes(self) -> int:
         # counters only grow: their sum stays while none has moved
-        return sum(map(_CHANGES, self._counting))
+        return int(sum(map(_CHANGES, self._counting))) + _optimizer_steps().count
 
     def read(
         self, tokens_BT: Tensor, state: LMState, doc_BT: Tensor | None, index_B: Tensor
@@ -158,6 +160,25 @@ class Decoder:
             fused(block.ffn_norm, block.ffn, self.weights, arena)
             or ModuleStep(own.ffn_norm, own.ffn, self.precision),
         )
+
+
+class _Count:
+    """How often something happened."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, *_: object) -> None:
+        """Once more."""
+        self.count += 1
+
+
+@functools.cache
+def _optimizer_steps() -> _Count:
+    """Counts the steps of all optimizers from now on: fused ones do not count as changes."""
+    steps = _Count()
+    register_optimizer_step_post_hook(steps.add)
+    return steps
 
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

@@ -6,7 +6,8 @@
 | bf16 | bf16 | bf16 | as trained |
 | int8 | 8 bits, an fp32 scale per output | bf16 | as trained |
 
-The factors are few, and they steer the recurrence: int8 would save little. The embedding is looked up, not multiplied: it stays as trained, also where the head is tied to it.
+The factors are few, and they steer the recurrence: int8 would save little. The embedding is looked
+up, not multiplied: it stays as trained, also where the head is tied to it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from valkyrie_core.kernels import decode as kernel
 from valkyrie_core.nn.layers import Role, parameter_roles
@@ -35,12 +35,15 @@ def format_of(role: Role, weights: Weights) -> Weights:
 
 
 def rounded(model: HybridLM, weights: Weights, precision: Precision = "fp32") -> HybridLM:
-    """A model with rounded matrices; it shares every other parameter with the one given.
+    """A model with rounded matrices; it shares every other parameter with the one given, and is
+    that one itself for fp32.
 
     Args:
         precision: how it is going to run. For bf16 autocast its matrices are stored in bf16 (which
             rounds those of int8 once more, as autocast would at every use).
     """
+    if weights == "fp32":
+        return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     new = copy.deepcopy(model, dict(shared))
     roles = {**parameter_roles(model), "head.weight": "head"}
@@ -50,13 +53,8 @@ def rounded(model: HybridLM, weights: Weights, precision: Precision = "fp32") ->
             continue
         path, _, leaf = name.rpartition(".")
         module = new.get_submodule(path)
-        values = rounded_values(model.get_parameter(name), role, form)
+        values = kernel.rounded(model.get_parameter(name), form)
         if precision == "bf16":
             values = values.bfloat16()
         setattr(module, leaf, nn.Parameter(values, requires_grad=False))
     return new.eval()
-
-
-def rounded_values(parameter: Tensor, role: Role, form: Weights) -> Tensor:
-    """The values of a parameter in a format, in fp32."""
-    return kernel.rounded(parameter, form).to(parameter.device, torch.float32)

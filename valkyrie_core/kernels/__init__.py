@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from valkyrie_core.kernels import build, gpu, native
-from valkyrie_core.kernels.wkv import LOWEST_LOG_DECAY, boundaries, wkv7_chunked, wkv7_naive
+from valkyrie_core.kernels.wkv import LOWEST_LOG_DECAY, flags, wkv7_chunked, wkv7_naive
 from valkyrie_core.kernels.wkv_op import wkv7_native
 
 __all__ = ["available", "wkv7", "wkv7_chunked", "wkv7_naive"]
@@ -67,10 +67,10 @@ def wkv7(
 def _native_serves(r: Tensor) -> bool:
     if r.device.type != "cpu" or r.dtype == torch.float64:
         return False
-    return bool(_native_serves_width(r.shape[-1]))
+    return bool(native_serves_width(r.shape[-1]))
 
 
-def _native_serves_width(head_dim: int) -> bool:
+def native_serves_width(head_dim: int) -> bool:
     """Whether the kernel can be had; a compiled graph takes the answer as a constant."""
     reason = native.why_not(head_dim)
     if reason is None:
@@ -86,7 +86,7 @@ def _native_serves_width(head_dim: int) -> bool:
 
 
 # what torch.compiler.assume_constant_result does, after a second of importing the compiler
-_native_serves_width._dynamo_marked_constant = True  # type: ignore[attr-defined]
+native_serves_width._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _native(
@@ -103,10 +103,7 @@ def _native(
         (x if x.dtype in build.DTYPES else x.float()).contiguous()
         for x in (r, log_decay, k, v, a, b)
     ]
-    flags_BT = None
-    if doc_BT is not None:
-        valid_BT, fresh_BT = boundaries(doc_BT, r)
-        flags_BT = torch.where(valid_BT, fresh_BT.to(torch.uint8), 2).contiguous()
+    flags_BT = None if doc_BT is None else flags(doc_BT, r)
     if state is not None:
         state = state.float().contiguous()
     grad = torch.is_grad_enabled()

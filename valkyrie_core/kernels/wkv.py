@@ -173,6 +173,12 @@ def boundaries(doc_BT: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     return valid_BT, fresh_BT
 
 
+def flags(doc_BT: Tensor, like: Tensor) -> Tensor:
+    """[B, T] uint8 as the native kernel reads documents: 1 starts one, 2 is padding, else 0."""
+    valid_BT, fresh_BT = boundaries(doc_BT, like)
+    return torch.where(valid_BT, fresh_BT.to(torch.uint8), 2).contiguous()
+
+
 def _segments(fresh_BT: Tensor, chunks: int, C: int, missing: int, N: int) -> Tensor:
     """[M, C]: how many documents have started inside the chunk up to each token."""
     B = fresh_BT.shape[0]

@@ -15,16 +15,12 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from valkyrie_core.config import Config
-from valkyrie_core.kernels import wkv7
+from valkyrie_core.kernels.relu_squared import relu_squared
+from valkyrie_core.kernels.time_mix import Rows, Vectors, time_mix
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.state import Ctx, shift
-
-DECAY_SCALE = math.exp(-0.5)
-"""log_decay = -exp(-0.5) * sigmoid(w): between -0.6066 and 0."""
-GROUP_NORM_EPS = 64e-5
 
 
 class RWKV7Config(Config):
@@ -150,41 +146,38 @@ class RWKV7(nn.Module):
         self, x_BTD: Tensor, state: TimeMixState, ctx: Ctx
     ) -> tuple[Tensor, TimeMixState, Ctx]:
         """Reads a window; the first RWKV-7 layer leaves its values in ctx for the later ones."""
-        B, T, D = x_BTD.shape
-        shifted_BTD, last_BD = shift(x_BTD, state.shift_BD, ctx)
-        xx = shifted_BTD - x_BTD
         mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
-        xr, xw, xk, xv, xa, xg = (torch.addcmul(x_BTD, xx, mix) for mix in mixes)
-        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
-        log_decay = -DECAY_SCALE * torch.sigmoid(self.w0 + (xw @ self.w1).tanh() @ self.w2)
-        rate = torch.sigmoid(self.a0 + xa @ self.a1 @ self.a2)
-        gate = torch.sigmoid(xg @ self.g1) @ self.g2
-        if ctx.v_first_BTD is None:
+        (xr, xw, xk, xv, xa, xg), last_BD = shift(x_BTD, state.shift_BD, ctx, mixes)
+        v = self.value(xv)
+        is_first = ctx.v_first_BTD is None
+        if is_first:
             ctx = ctx._replace(v_first_BTD=v)
-        elif hasattr(self, "v0"):
-            v = v + (ctx.v_first_BTD - v) * torch.sigmoid(self.v0 + xv @ self.v1 @ self.v2)
-        kk = F.normalize(self._heads(k * self.k_k), dim=-1)
-        k = k * (1 + (rate - 1) * self.k_a)
-        r, log_decay, k, v, rate = (self._heads(x) for x in (r, log_decay, k, v, rate))
+        mixes_values = not is_first and hasattr(self, "v0")
+        rows = Rows(
+            r=self.receptance(xr),
+            k=self.key(xk),
+            v=v,
+            decay=(xw @ self.w1).tanh() @ self.w2,
+            rate=xa @ self.a1 @ self.a2,
+            share=xv @ self.v1 @ self.v2 if mixes_values else None,
+            v_first=ctx.v_first_BTD if mixes_values else None,
+            gate=torch.sigmoid(xg @ self.g1) @ self.g2,
+        )
+        vectors = Vectors(
+            *(self.w0, self.a0, self.v0 if mixes_values else None, self.k_k, self.k_a),
+            *(self.r_k.flatten(), self.ln_x_weight, self.ln_x_bias),
+        )
         wkv_BNHH = state.wkv_BNHH
         if ctx.fresh_BT is not None:
             wkv_BNHH = wkv_BNHH.masked_fill(self._restarts(ctx), 0)
-        y, wkv_BNHH = wkv7(r, log_decay, k, v, -kk, kk * rate, wkv_BNHH, ctx.doc_BT)
-        y = F.layer_norm(y, (self.head_dim,), eps=GROUP_NORM_EPS).reshape(B, T, D)
-        y = y * self.ln_x_weight + self.ln_x_bias
-        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v
-        y = self.output((y + bonus.reshape(B, T, D)) * gate)
-        return y, TimeMixState(last_BD, wkv_BNHH), ctx
+        z_BTD, wkv_BNHH = time_mix(rows, vectors, wkv_BNHH, ctx.doc_BT)
+        return self.output(z_BTD), TimeMixState(last_BD, wkv_BNHH), ctx
 
     def flops_per_token(self, context_len: int) -> int:
         """Forward operations per token: matrices, low-rank maps and the recurrence."""
         matrices = sum(p.numel() for p in self.parameters() if p.dim() == 2) - self.r_k.numel()
         # per state element: decay 1, S a 2, rank-1 updates 4, S r 2
         return 2 * matrices + 9 * self.num_heads * self.head_dim**2
-
-    def _heads(self, x_BTD: Tensor) -> Tensor:
-        B, T, _ = x_BTD.shape
-        return x_BTD.view(B, T, self.num_heads, self.head_dim)
 
     @staticmethod
     def _restarts(ctx: Ctx) -> Tensor:
@@ -221,9 +214,8 @@ class ChannelMix(nn.Module):
 
     def forward(self, x_BTD: Tensor, state: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor, Ctx]:
         """Mixes each token with the one before it, then acts on every position by itself."""
-        shifted_BTD, last_BD = shift(x_BTD, state, ctx)
-        hidden = self.key(torch.addcmul(x_BTD, shifted_BTD - x_BTD, self.x_k))
-        return self.value(torch.relu(hidden).square()), last_BD, ctx
+        (mixed_BTD,), last_BD = shift(x_BTD, state, ctx, (self.x_k,))
+        return self.value(relu_squared(self.key(mixed_BTD))), last_BD, ctx
 
     def flops_per_token(self, context_len: int) -> int:
         """Forward operations per token."""

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from valkyrie_core.kernels.shift_mix import NOTHING, shift_mix
+
 NO_DOCUMENT = -2
 """The document id of a state that has seen nothing (-1 is padding)."""
 
@@ -133,20 +135,25 @@ def enter(state: LMState, tokens_BT: Tensor, doc_BT: Tensor | None) -> tuple[Ctx
     return ctx, moved
 
 
-def shift(x_BTD: Tensor, last_BD: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:
-    """The previous token of the same document at every position (zero at its start).
+def shift(
+    x_BTD: Tensor, last_BD: Tensor, ctx: Ctx, mixes: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """x + (before - x) * mix for every mix, `before` the previous token of the same document.
 
-    Returns the shifted window and the last real token, which the next window continues from.
+    Before a document's first token there are zeros. Also returns the last real token, which the
+    next window continues from.
     """
-    known_BTD = torch.cat([last_BD[:, None].to(x_BTD.dtype), x_BTD], dim=1)
-    T = x_BTD.shape[1]
+    B, T, _ = x_BTD.shape
+    last_BD = last_BD.to(x_BTD.dtype)
     if ctx.latest_BT is None or ctx.valid_BT is None:
-        previous_BTD, new_last_BD = known_BTD[:, :T], known_BTD[:, T]
+        before_T = torch.arange(-1, T - 1, dtype=torch.int32, device=x_BTD.device)
+        # a copy: a view would keep the whole window alive with the state
+        source_BT, new_last_BD = before_T.expand(B, T), x_BTD[:, -1].clone()
     else:
-        rows_B1 = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None]
-        previous_BTD = known_BTD[rows_B1, ctx.latest_BT]
+        source_BT = (ctx.latest_BT - 1).int()
         end_B = torch.where(ctx.valid_BT[:, -1], T, ctx.latest_BT[:, -1])
-        new_last_BD = known_BTD[rows_B1[:, 0], end_B]
+        rows_B = torch.arange(B, device=x_BTD.device)
+        new_last_BD = torch.cat([last_BD[:, None], x_BTD], dim=1)[rows_B, end_B]
     if ctx.fresh_BT is not None:
-        previous_BTD = previous_BTD.masked_fill(ctx.fresh_BT[..., None], 0)
-    return previous_BTD, new_last_BD
+        source_BT = source_BT.masked_fill(ctx.fresh_BT, NOTHING)
+    return shift_mix(x_BTD, last_BD, source_BT, mixes), new_last_BD

@@ -32,6 +32,10 @@ class Part(BaseModel):
     )
 
 
+Weights = Literal["fp32", "bf16", "int8"]
+"""The format of a model's matrices; fp32 is what was trained."""
+
+
 class SplitCounts(Part):
     """How much text one split of a corpus holds."""
 
@@ -123,6 +127,10 @@ class CorpusScore(Part):
     """Validation documents."""
     baselines: dict[str, float | None]
     """Bits per byte of what needs no model: uniform, unigram, xz, xz_given_training."""
+    fp32_bpb: float | None = None
+    """Bits per byte of the weights as trained, computed in fp32; where others were asked for."""
+    weights_cost_bpb: float | None = None
+    """What the format of the weights and its arithmetic cost: bpb - fp32_bpb."""
     notes: list[str] = []
     """What limits a number, such as a baseline that read only a part of the training text."""
 
@@ -143,6 +151,8 @@ class EvalReport(Report):
     """Tokens per window."""
     precision: str
     """What the matrix products were computed in."""
+    weights: Weights = "fp32"
+    """The format of the matrices."""
     seconds: float
     """How long the evaluation took."""
     corpora: dict[str, CorpusScore]
@@ -188,6 +198,8 @@ class GenerateReport(Report):
     """Seconds for prompt and continuation."""
     tokens_per_second: float | None
     """Speed after the first token, which waits for the prompt."""
+    weights: Weights = "fp32"
+    """The format of the matrices."""
     sampling: Sampling
     """How tokens were drawn."""
 
@@ -225,6 +237,8 @@ class ChatReport(Report):
     """How long all turns took."""
     turns: list[ChatTurn]
     """All turns."""
+    weights: Weights = "fp32"
+    """The format of the matrices."""
     sampling: Sampling
     """How tokens were drawn."""
 

@@ -31,6 +31,7 @@ from valkyrie_core.report import (
     TokenizerBuildReport,
     TokenizerEvalReport,
     TrainReport,
+    Weights,
 )
 
 if TYPE_CHECKING:
@@ -141,12 +142,15 @@ def evaluate(
     *,
     runs_dir: str | Path = "runs",
     context: Literal["window", "carried"] = "window",
+    weights: Weights = "fp32",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> EvalReport:
     """Bits per byte on every validation corpus of a run's recipe, with baselines.
 
     Args:
         context: what a token is predicted from; see `valkyrie_core.evaluate.bits.Context`.
+        weights: the format of the matrices. For any but fp32 the weights as trained are scored as
+            well, and the report says what the format costs.
         progress: called with the corpus, the positions read, and their total.
 
     Raises:
@@ -155,7 +159,9 @@ def evaluate(
     """
     from valkyrie_core.runs_evaluate import evaluate_run
 
-    return evaluate_run(find_run(run, runs_dir), context=context, progress=progress)
+    return evaluate_run(
+        find_run(run, runs_dir), context=context, weights=weights, progress=progress
+    )
 
 
 def sampling(
@@ -194,6 +200,7 @@ def generate(
     sampling: SamplingConfig | None = None,
     max_tokens: int | None = None,
     on_text: Callable[[str], None] | None = None,
+    weights: Weights = "fp32",
     runs_dir: str | Path = "runs",
 ) -> GenerateReport:
     """Continues a text.
@@ -202,6 +209,7 @@ def generate(
         sampling: how tokens are drawn; see `sampling`.
         max_tokens: at most so many; GENERATE_TOKENS if left out.
         on_text: told every piece of text as soon as it is known.
+        weights: the format of the matrices; bf16 and int8 are faster, `evaluate` tells their cost.
     """
     from valkyrie_core.infer.continuation import Continuation
     from valkyrie_core.infer.sampling import SamplingConfig
@@ -210,7 +218,15 @@ def generate(
     loaded = _load(place)
     config = sampling or SamplingConfig()
     limit = max_tokens or GENERATE_TOKENS
-    continuation = Continuation(loaded.model, loaded.tokenizer, prompt, config, max_tokens=limit)
+    continuation = Continuation(
+        loaded.model,
+        loaded.tokenizer,
+        prompt,
+        config,
+        max_tokens=limit,
+        weights=weights,
+        precision=precision_of(weights, loaded.model),
+    )
     began = time.perf_counter()
     pieces = []
     for piece in continuation:
@@ -228,8 +244,18 @@ def generate(
         stopped_by="end" if continuation.ended else "max_tokens",
         seconds=seconds,
         tokens_per_second=continuation.tokens_per_second,
+        weights=weights,
         sampling=_sampling_report(config, limit),
     )
+
+
+def precision_of(weights: Weights, model: HybridLM) -> Literal["fp32", "bf16"]:
+    """What matrix products over a prompt are computed in: fp32 weights in fp32, others in bf16
+    where the device has it."""
+    from valkyrie_core.plan.machine import supports_bf16
+
+    device = model.embedding.weight.device
+    return "bf16" if weights != "fp32" and supports_bf16(device.type) else "fp32"
 
 
 def _sampling_report(config: SamplingConfig, max_tokens: int) -> Sampling:
@@ -248,9 +274,16 @@ def open_chat(
     *,
     sampling: SamplingConfig | None = None,
     max_tokens: int | None = None,
+    weights: Weights = "fp32",
     runs_dir: str | Path = "runs",
 ) -> OpenedChat:
-    """A conversation with a run; `max_tokens` is per answer, CHAT_TOKENS if left out."""
+    """A conversation with a run.
+
+    Args:
+        sampling: how tokens are drawn; see `sampling`.
+        max_tokens: at most so many per answer; CHAT_TOKENS if left out.
+        weights: the format of the matrices; bf16 and int8 are faster, `evaluate` tells their cost.
+    """
     from valkyrie_core.data.formats import TextFormat
     from valkyrie_core.infer.chat import ChatSession
     from valkyrie_core.infer.sampling import SamplingConfig
@@ -262,6 +295,8 @@ def open_chat(
         loaded.tokenizer,
         sampling or SamplingConfig(),
         max_tokens=max_tokens or CHAT_TOKENS,
+        weights=weights,
+        precision=precision_of(weights, loaded.model),
     )
     formats = [corpus.format for corpus in loaded.recipe.data.corpora.values()]
     return OpenedChat(
@@ -282,6 +317,7 @@ def chat_report(chat: OpenedChat, turns: list[ChatTurn]) -> ChatReport:
         prompt_tokens=sum(turn.prompt_tokens for turn in turns),
         seconds=sum(turn.seconds for turn in turns),
         turns=turns,
+        weights=chat.session.engine.weights,
         sampling=_sampling_report(chat.session.sampling, chat.session.max_tokens),
     )
 

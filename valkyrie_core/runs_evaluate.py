@@ -11,14 +11,22 @@ from valkyrie_core.errors import CheckpointError
 from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.bits import Context
 from valkyrie_core.inventory import RunPlace
-from valkyrie_core.report import CorpusScore, EvalReport
+from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.weights import rounded
+from valkyrie_core.plan.machine import Precision
+from valkyrie_core.report import CorpusScore, EvalReport, Weights
+from valkyrie_core.runs import precision_of
 from valkyrie_core.runs_train import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import load_run
 
 
 def evaluate_run(
-    place: RunPlace, *, context: Context, progress: Callable[[str, int, int], None] | None
+    place: RunPlace,
+    *,
+    context: Context,
+    weights: Weights,
+    progress: Callable[[str, int, int], None] | None,
 ) -> EvalReport:
     """See `valkyrie_core.runs.evaluate`."""
     began = time.perf_counter()
@@ -30,16 +38,25 @@ def evaluate_run(
             "asked to predict",
             hint="put the texts back as they were, or train again",
         )
-    device = next(model.parameters()).device
-    scores = corpora.score_corpora(
-        model,
-        dataset,
-        context_len=recipe.train.context_len,
-        context=context,
-        precision=resolve_precision(recipe.train.precision, device),
-        cache_dir=cache_dir(),
-        progress=progress,
-    )
+    precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
+    if weights != "fp32":
+        # as `generate` and `chat` compute
+        precision = precision_of(weights, model)
+
+    def score(model: HybridLM, precision: Precision) -> dict[str, corpora.CorpusScore]:
+        return corpora.score_corpora(
+            model,
+            dataset,
+            context_len=recipe.train.context_len,
+            context=context,
+            precision=precision,
+            cache_dir=cache_dir(),
+            progress=progress,
+        )
+
+    # what the format costs is measured, so the weights as trained are scored first
+    as_trained = None if weights == "fp32" else score(model, "fp32")
+    scores = score(rounded(model, weights, precision), precision)
     first = next(iter(scores.values()))
     return EvalReport(
         run=place.name,
@@ -48,12 +65,16 @@ def evaluate_run(
         context=first.context,
         context_len=first.context_len,
         precision=first.precision,
+        weights=weights,
         seconds=time.perf_counter() - began,
-        corpora={name: _report(score) for name, score in scores.items()},
+        corpora={
+            name: _report(score, as_trained[name].bpb if as_trained else None)
+            for name, score in scores.items()
+        },
     )
 
 
-def _report(score: corpora.CorpusScore) -> CorpusScore:
+def _report(score: corpora.CorpusScore, fp32_bpb: float | None) -> CorpusScore:
     baselines: dict[str, float | None] = {}
     notes = []
     beside = score.baselines
@@ -75,5 +96,7 @@ def _report(score: corpora.CorpusScore) -> CorpusScore:
         bytes=score.bytes,
         documents=score.documents,
         baselines=baselines,
+        fp32_bpb=fp32_bpb,
+        weights_cost_bpb=None if fp32_bpb is None else score.bpb - fp32_bpb,
         notes=notes,
     )

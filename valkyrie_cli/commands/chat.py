@@ -18,6 +18,7 @@ from valkyrie_cli.commands.generate import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    WeightsOption,
 )
 from valkyrie_cli.prompts import ReadLine, messages, piped_lines, terminal_lines
 from valkyrie_cli.render import (
@@ -59,6 +60,7 @@ def chat(
     top_k: TopKOption = None,
     repetition_penalty: PenaltyOption = None,
     seed: SeedOption = None,
+    weights: WeightsOption = "fp32",
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -72,6 +74,7 @@ def chat(
     Examples:
       valkyrie chat
       valkyrie chat chat --temperature 0.5 --top-k 20
+      valkyrie chat --weights int8
       echo "How are you?" | valkyrie chat --json
     """
     from valkyrie_core import runs
@@ -81,6 +84,7 @@ def chat(
     opened = runs.open_chat(
         place.path,
         max_tokens=max_tokens,
+        weights=weights,
         sampling=runs.sampling(
             temperature=temperature,
             top_p=top_p,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from valkyrie_cli.progress import ReadingDisplay
 from valkyrie_cli.render import (
@@ -15,6 +17,7 @@ from valkyrie_cli.render import (
     make_table,
     say,
 )
+from valkyrie_core.report import Weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +34,13 @@ BASELINES = {
 
 def evaluate(
     run: RunArgument = None,
+    weights: Annotated[
+        Weights,
+        typer.Option(
+            "--weights",
+            help="Score the model with its matrices in bf16 or int8, beside what was trained.",
+        ),
+    ] = "fp32",
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -45,13 +55,14 @@ def evaluate(
       valkyrie eval
       valkyrie eval quickstart
       valkyrie eval quickstart --json
+      valkyrie eval --weights int8
     """
     from valkyrie_core import runs
 
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
     with ReadingDisplay() as display:
-        report = runs.evaluate(place.path, progress=display.show)
+        report = runs.evaluate(place.path, weights=weights, progress=display.show)
     emit(report, as_json=as_json, human=lambda console: _draw(report, console))
 
 
@@ -64,6 +75,9 @@ def _draw(report: EvalReport, console: Console) -> None:
     for name, score in report.corpora.items():
         size = f"{score.tokens} tokens, {score.bytes} bytes, {score.documents} documents"
         table.add_row(name, f"{score.bpb:.4f}", size, style="bold")
+        if score.fp32_bpb is not None and score.weights_cost_bpb is not None:
+            cost = f"{report.weights} costs {score.weights_cost_bpb:+.5f}"
+            table.add_row("  fp32", f"{score.fp32_bpb:.4f}", f"as trained; {cost}")
         for baseline, value in score.baselines.items():
             number = "-" if value is None else f"{value:.4f}"
             table.add_row(f"  {baseline}", number, BASELINES.get(baseline, ""), style="dim")

@@ -17,6 +17,7 @@ from valkyrie_cli.render import (
     safe_text,
     say,
 )
+from valkyrie_core.report import Weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +61,15 @@ SeedOption = Annotated[
     typer.Option("--seed", min=0, help="Same seed and prompt, same answer (default 0)."),
 ]
 
+WeightsOption = Annotated[
+    Weights,
+    typer.Option(
+        "--weights",
+        help="The model's matrices: fp32 as trained; bf16 and int8 are faster, and `valkyrie eval "
+        "--weights` measures what they cost.",
+    ),
+]
+
 
 def generate(
     run: RunArgument = None,
@@ -72,6 +82,7 @@ def generate(
     top_k: TopKOption = None,
     repetition_penalty: PenaltyOption = None,
     seed: SeedOption = None,
+    weights: WeightsOption = "fp32",
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -85,6 +96,7 @@ def generate(
       valkyrie generate --prompt "Enter MACBETH."
       valkyrie generate quickstart --prompt "First Witch" --temperature 0 --max-tokens 40
       echo "To be, or not" | valkyrie generate --json
+      valkyrie generate --prompt "To be" --weights int8
     """
     text = one_prompt(prompt)
     from valkyrie_core import runs
@@ -108,6 +120,7 @@ def generate(
             seed=seed,
         ),
         on_text=None if as_json else write,
+        weights=weights,
     )
 
     def human(console: Console) -> None:

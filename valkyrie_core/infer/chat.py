@@ -21,6 +21,7 @@ from valkyrie_core.infer.text import Utf8Stream
 from valkyrie_core.infer.transcript import Turn, read_transcript, write_transcript
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState, num_bytes
+from valkyrie_core.nn.weights import Precision, Weights
 
 
 class Snapshot(NamedTuple):
@@ -78,14 +79,17 @@ class ChatSession:
         *,
         max_tokens: int = 256,
         stop: StopCallback | None = None,
+        weights: Weights = "fp32",
+        precision: Precision = "fp32",
     ) -> None:
         """
         Args:
             sampling: may be replaced between turns by setting the attribute.
             max_tokens: per answer.
             stop: polled before every chunk and token.
+            weights, precision: how the model computes; see `Engine`.
         """
-        self.engine = Engine(model)
+        self.engine = Engine(model, weights=weights, precision=precision)
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.max_tokens = max_tokens

@@ -10,6 +10,7 @@ from valkyrie_core.infer.engine import Engine, StopCallback
 from valkyrie_core.infer.sampling import SamplingConfig
 from valkyrie_core.infer.text import Utf8Stream
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.weights import Precision, Weights
 
 
 class Continuation:
@@ -27,8 +28,16 @@ class Continuation:
         *,
         max_tokens: int,
         stop: StopCallback | None = None,
+        weights: Weights = "fp32",
+        precision: Precision = "fp32",
     ) -> None:
-        self._engine = Engine(model)
+        """
+        Args:
+            max_tokens: the longest continuation.
+            stop: polled before every chunk and token.
+            weights, precision: how the model computes; see `Engine`.
+        """
+        self._engine = Engine(model, weights=weights, precision=precision)
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._max_tokens = max_tokens

@@ -68,7 +68,7 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         # the last two are the limit and no training, Llama is no promise of ours
         gate = GATE if label.endswith(sizes.forms) and not label.startswith(LLAMA) else None
         against = f"matmul peak ({peak.size}x{peak.size})"
-        findings.share("share", case, label, against, Spread(*timing.rate(work)), gate)
+        findings.share("model FLOPs", case, label, against, Spread(*timing.rate(work)), gate)
     counted = ", ".join(
         f"{name} {flops_per_token(sizes, name) / 1e6:.0f}" for name in (*PATTERNS, LLAMA)
     )

@@ -172,7 +172,7 @@ class Result:
         ratios = [
             replace(x, origin=x.origin or old.origin)
             for x in old.ratios
-            if x.theirs.startswith(gone)
+            if x.theirs.startswith(gone) or x.ours.startswith(gone)
         ]
         return replace(
             self,

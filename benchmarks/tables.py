@@ -67,9 +67,11 @@ def tables_of(found: Result) -> str:
 
 def _ratios(ratios: Sequence[Ratio]) -> str:
     """One line per ratio, with its floor and aim."""
-    lines = ["| how many times better | case | ratio | 10-90 % | floor | aim | |", "|" + "---|" * 7]
+    shares = all(x.unit == "%" for x in ratios)
+    title, between = ("share", "of") if shares else ("how many times better", "against")
+    lines = [f"| {title} | case | | 10-90 % | floor | aim | |", "|" + "---|" * 7]
     for x in ratios:
-        what = f"{x.what}: {x.ours} against {x.theirs}{_dated(x.origin)}"
+        what = f"{x.what}: {x.ours} {between} {x.theirs}{_dated(x.origin)}"
         gate = [f"{value:g}{x.unit}" if value is not None else "" for value in (x.floor, x.aim)]
         cells = [what, x.case, f"**{_number(x.median)}{x.unit}**"]
         cells += [f"{_number(x.p10)}-{_number(x.p90)}", *gate, x.verdict]

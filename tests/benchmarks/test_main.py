@@ -15,7 +15,7 @@ from benchmarks.menu import MENU
 from benchmarks.result import ROOT, Findings
 from benchmarks.timing import Announce
 
-SLOW = {"train", "mfu", "decode", "prefill"}
+SLOW = set(MENU) - {"wkv"}
 """Those that import what takes long to import."""
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import result, tables
 from benchmarks.menu import MENU
 from benchmarks.result import Findings, Gate, Measurement, Ratio, Result, ResultError
-from benchmarks.timing import Timing
+from benchmarks.timing import Spread, Timing
 
 OURS, THEIRS = Timing((1.0, 1.1, 0.9), 5.0), Timing((2.0, 2.2, 2.7), 3.0)
 
@@ -112,6 +112,24 @@ def test_the_page_has_a_place_for_every_benchmark(tmp_path: Path) -> None:
         result.save(replace(found(), name=name), tmp_path)
     tables.write(page, tmp_path)
     assert page.read_text(encoding="utf-8").count("ours against llama.cpp bf16") == len(MENU)
+
+
+def test_the_tables_of_the_page_are_those_of_the_kept_results(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    text = tables.PAGE.read_text(encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+    tables.write(page)
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_a_share_is_kept_with_the_peer_that_it_is_of() -> None:
+    findings = Findings(absent={"Llama": "it is not installed"})
+    findings.share("model FLOPs", "T=8", "Llama bf16", "peak", Spread(40, 39, 41), Gate(60, 72))
+    old = replace(found(), ratios=tuple(findings.ratios), absent={})
+    kept = replace(found(theirs=False), absent=findings.absent).keeping(old)
+    assert [x.ours for x in kept.ratios] == ["Llama bf16"]
+    assert "model FLOPs: Llama bf16 of peak (kept from" in tables.tables_of(kept)
+    assert "| **40.0%** | 39.0-41.0 | 60% | 72% | below the floor |" in tables.tables_of(kept)
 
 
 def test_numbers_measured_once_have_no_spread() -> None:

@@ -139,6 +139,7 @@ def _(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, last, source, mix, ctx.out = inputs
     ctx.save_for_backward(x, last, source, mix)
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dy: list[Tensor | None]) -> tuple[Any, ...]:

@@ -284,13 +284,20 @@ def _(*args: Any) -> list[Tensor]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    # else what is kept for the backward pass would be given gradients of zeros
+    ctx.set_materialize_grads(False)
+    ctx.state_shape = inputs[16].shape
     flags_BT, ctx.head_dim = inputs[17], inputs[18]
     ctx.save_for_backward(*inputs[:16], flags_BT, *output[2])
 
 
-def _backward(ctx: Any, dz: Tensor, d_final: Tensor, unused: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, dz: Tensor | None, d_final: Tensor | None, unused: Any) -> tuple[Any, ...]:
     *inputs, flags_BT = ctx.saved_tensors[:17]
     saved = list(ctx.saved_tensors[17:])
+    if dz is None:
+        dz = torch.zeros_like(inputs[0])
+    if d_final is None:
+        d_final = inputs[8].new_zeros(ctx.state_shape)
     grads = _backward_op(
         *(*inputs, flags_BT, ctx.head_dim, saved),
         *(dz.to(inputs[0].dtype).contiguous(), d_final.contiguous()),

@@ -117,10 +117,17 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     r, log_decay, k, v, a, b, state, flags_BT, _ = inputs
     ctx.save_for_backward(r, log_decay, k, v, a, b, flags_BT, output[2], output[3])
     ctx.has_state = state is not None
+    # else what is kept for the backward pass would be given gradients of zeros
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dy: Tensor, d_final: Tensor, *unused: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, dy: Tensor | None, d_final: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     *inputs, flags_BT, sa, checkpoints = ctx.saved_tensors
+    r = inputs[0]
+    if dy is None:
+        dy = torch.zeros_like(r)
+    if d_final is None:
+        d_final = sa.new_zeros(r.shape[0], r.shape[2], r.shape[3], r.shape[3])
     out = wkv7_native_backward(
         *inputs, flags_BT, sa, checkpoints, dy.contiguous(), d_final.contiguous()
     )

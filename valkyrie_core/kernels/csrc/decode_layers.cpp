@@ -102,7 +102,7 @@ inline void score(const float* q, const T* k, int64_t count, int64_t H, float* p
       for (int64_t j = 0; j < H; j += W) sum_ += load<W>(q + j) * load<W>(k + (s + i) * H + j);
       store<W>(part + i * W, sum_);
     }
-    store<W>(scores + s, Fold<W>::run(part));
+    store<W>(scores + s, fold<W>(part));
   }
   for (; s < count; s++) {
     Vec<W> sum_{};

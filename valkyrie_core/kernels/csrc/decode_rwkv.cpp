@@ -104,8 +104,8 @@ inline void wkv(int64_t H, const float* in, float* out, const float* r, const He
       store<W>(part_kk + i * W, kk);
       store<W>(part_r + i * W, wr);
     }
-    const Vec<W> removed = -Fold<W>::run(part_kk);
-    store<W>(h.y + i0, Fold<W>::run(part_r) + removed * br + load<W>(h.v + i0) * kr);
+    const Vec<W> removed = -fold<W>(part_kk);
+    store<W>(h.y + i0, fold<W>(part_r) + removed * br + load<W>(h.v + i0) * kr);
     alignas(64) float take[W];
     store<W>(take, removed);
     for (int i = 0; i < W; i++) {

@@ -140,59 +140,67 @@ inline float largest(Vec<W> x) {
   }
 }
 
-// Lane j of the result is the sum of all lanes of the j-th of W vectors: halve by pairwise adds.
-template <int W, int N = W>
-struct Fold {
-  static inline Vec<W> run(const float* p) {
-    if constexpr (N == 1) {
-      return load<W>(p);
-    } else {
-      return add_pairs(Fold<W, N / 2>::run(p), Fold<W, N / 2>::run(p + N / 2 * W));
-    }
-  }
-  static inline Vec<W> add_pairs(Vec<W> x, Vec<W> y) {
+// Lane l of the result is lane from[l] of x and y laid end to end.
+template <int W>
+inline Vec<W> shuffle(Vec<W> x, Vec<W> y, typename Vectors<W>::I from) {
 #if defined(__clang__)
-    Vec<W> even, odd;
-    for (int i = 0; i < W / 2; i++) {
-      even[i] = x[2 * i], odd[i] = x[2 * i + 1];
-      even[i + W / 2] = y[2 * i], odd[i + W / 2] = y[2 * i + 1];
-    }
-    return even + odd;
+  Vec<W> out;
+  for (int l = 0; l < W; l++) out[l] = from[l] < W ? x[from[l]] : y[from[l] - W];
+  return out;
 #else
-    typename Vectors<W>::I even, odd;
-    for (int i = 0; i < W; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
-    return __builtin_shuffle(x, y, even) + __builtin_shuffle(x, y, odd);
+  return __builtin_shuffle(x, y, from);
 #endif
+}
+
+// One round of sums of pairs D lanes apart: of a pair of rows, the first keeps the lower lanes and the
+// second the upper ones. (D is a constant, or the compiler would shuffle by numbers from memory.)
+template <int W, int D>
+inline void fold_round(Vec<W>* rows) {
+  typename Vectors<W>::I own, other;
+  for (int l = 0; l < W; l++) {
+    own[l] = l & D ? l + W : l;
+    other[l] = l & D ? l - D + W : l + D;
   }
-};
+  for (int i = 0; i < D; i++)
+    rows[i] = shuffle<W>(rows[i], rows[i + D], own) + shuffle<W>(rows[i], rows[i + D], other);
+  if constexpr (D > 1) fold_round<W, D / 2>(rows);
+}
+
+// Lane j of the result is the sum of all lanes of the j-th of W vectors.
+template <int W>
+inline Vec<W> fold(const float* p) {
+  Vec<W> rows[W];
+  for (int i = 0; i < W; i++) rows[i] = load<W>(p + i * W);
+  if constexpr (W > 1) fold_round<W, W / 2>(rows);
+  return rows[0];
+}
+
+template <int W, int D>
+inline void transpose_round(Vec<W>* rows) {
+  typename Vectors<W>::I upper, lower;
+  for (int l = 0; l < W; l++) {
+    upper[l] = l & D ? l - D + W : l;
+    lower[l] = l & D ? l + W : l + D;
+  }
+  for (int i = 0; i < W; i++)
+    if (!(i & D)) {
+      const Vec<W> x = rows[i], y = rows[i + D];
+      rows[i] = shuffle<W>(x, y, upper);
+      rows[i + D] = shuffle<W>(x, y, lower);
+    }
+  if constexpr (2 * D < W) transpose_round<W, 2 * D>(rows);
+}
 
 // out[j][i] = in[i][j] of a square of side H, in tiles of W: log2(W) rounds of exchanges of pairs.
 template <int H, int W>
 inline void transpose(const float* in, float* out) {
-#if defined(__clang__)
-  for (int i = 0; i < H; i++)
-    for (int j = 0; j < H; j++) out[j * H + i] = in[i * H + j];
-#else
   for (int i0 = 0; i0 < H; i0 += W)
     for (int j0 = 0; j0 < H; j0 += W) {
       Vec<W> rows[W];
       for (int i = 0; i < W; i++) rows[i] = load<W>(in + (i0 + i) * H + j0);
-      for (int d = 1; d < W; d *= 2) {
-        typename Vectors<W>::I upper, lower;
-        for (int l = 0; l < W; l++) {
-          upper[l] = l & d ? l - d + W : l;
-          lower[l] = l & d ? l + W : l + d;
-        }
-        for (int i = 0; i < W; i++)
-          if (!(i & d)) {
-            const Vec<W> x = rows[i], y = rows[i + d];
-            rows[i] = __builtin_shuffle(x, y, upper);
-            rows[i + d] = __builtin_shuffle(x, y, lower);
-          }
-      }
+      transpose_round<W, 1>(rows);
       for (int j = 0; j < W; j++) store<W>(out + (j0 + j) * H + i0, rows[j]);
     }
-#endif
 }
 
 // exp with a relative error below 2e-7; 0 below -87, saturates at exp(88). Cephes' reduction by

@@ -294,8 +294,8 @@ inline void gather(const Token& x, int first, const float* D, const float* P, co
       store<W>(sums.r + slice + q * W, sum_r[q]);
     }
   }
-  store<W>(dv, Fold<W>::run(dv_lanes));
-  store<W>(dsa, Fold<W>::run(dsa_lanes));
+  store<W>(dv, fold<W>(dv_lanes));
+  store<W>(dsa, fold<W>(dsa_lanes));
 }
 
 // The slice of D becomes the gradient of the state before the token; adds to da.

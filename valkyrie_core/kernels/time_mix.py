@@ -1,7 +1,7 @@
 """RWKV-7's time mix between its matrices: gates, keys, the recurrence, group norm, read-out.
 
-One operator each way: what surrounds the recurrence is elementwise and costs, as PyTorch
-operations, several times what the recurrence does (`csrc/time_mix.cpp`).
+One native pass each way (`csrc/time_mix.cpp`): what surrounds the recurrence is elementwise and
+costs, as PyTorch operations, several times what the recurrence does.
 
 Shapes: B batch, T time, D model, N heads, H head width.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from valkyrie_core.kernels import build, native, native_serves_width, wkv7
-from valkyrie_core.kernels.announce import native_serves
-from valkyrie_core.kernels.build import pointers
+from valkyrie_core.kernels import build, native_serves_width, wkv7
 from valkyrie_core.kernels.wkv import flags
 from valkyrie_core.kernels.wkv_op import (
     BACKWARD_FLOPS_PER_STATE_ELEMENT,
@@ -113,15 +112,11 @@ def time_mix_naive(
 
 
 def _native_serves(r: Tensor, head_dim: int) -> bool:
-    if r.device.type != "cpu" or r.dtype not in build.DTYPES or head_dim > _WIDEST:
+    if r.device.type != "cpu" or r.dtype not in build.DTYPES:
         return False
-    return bool(native_serves_width(head_dim)) and bool(
-        native_serves("time_mix", "the gates and norms of RWKV-7 run")
-    )
+    return bool(native_serves_width(head_dim))
 
 
-_WIDEST = 1024
-"""The widest head, as in the kernel's source."""
 _library = torch.library.Library("valkyrie", "FRAGMENT")  # type: ignore[no-untyped-call]
 _ROWS = (
     "Tensor r, Tensor k, Tensor v, Tensor decay, Tensor rate, Tensor? share, Tensor? v_first, "
@@ -146,141 +141,78 @@ _library.define(  # type: ignore[no-untyped-call]
 @torch.library.impl(_library, "time_mix", "CPU")
 def _forward(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """z, the final state, and with `save` what the backward pass needs."""
-    rows, vectors = Rows(*args[:8]), Vectors(*args[8:16])
-    state, flags_BT, head_dim, save = args[16:]
-    lib, sizes = _native(), _sizes(rows.r, head_dim)
-    log_decay = torch.empty_like(rows.r, dtype=torch.float32)
-    k, a, b = (torch.empty_like(rows.r) for _ in range(3))
-    v = rows.v if rows.share is None else torch.empty_like(rows.v)
-    lib.time_mix_prepare(
-        *(_prepare_rows(rows), _prepare_vectors(vectors), pointers([log_decay, k, v, a, b])), *sizes
+    rows, vectors, (state, flags_BT, head_dim, save) = args[:8], args[8:16], args[16:]
+    r = rows[0]
+    B, T, D = r.shape
+    N = D // head_dim
+    z, final = torch.empty_like(r), torch.empty_like(state)
+    kept = []
+    if save:
+        stretches = -(-T // STRETCH)
+        checkpoints = state.new_empty(B, N, stretches, head_dim, head_dim)
+        kept = [torch.empty_like(r), torch.empty_like(r, dtype=torch.float32), checkpoints]
+    y, sa, checkpoints = (x.data_ptr() for x in kept) if save else (None, None, None)
+    _native(head_dim).time_mix_forward(
+        *(_places(rows), _places(vectors), GROUP_NORM_EPS, r.dtype == torch.bfloat16),
+        *(build.pointer(flags_BT), state.data_ptr(), z.data_ptr(), y, final.data_ptr()),
+        *(sa, checkpoints, B, T, N, torch.get_num_threads()),
     )
-    wkv = [_heads(x, head_dim) for x in (rows.r, log_decay, k, v, a, b)]
-    y, final, sa, checkpoints = native.forward(wkv, flags_BT, state, save)
-    z = torch.empty_like(rows.r)
-    lib.time_mix_read_out(
-        *(pointers([y, rows.r, k, v, rows.gate]), _read_out_vectors(vectors)),
-        *(GROUP_NORM_EPS, z.data_ptr(), *sizes),
-    )
-    if not save:
-        return z, final, []
-    # an output may not be an input: the first layer's values are there already
-    kept = [log_decay, k, a, b, y, sa, checkpoints]
-    return z, final, kept if rows.share is None else [*kept, v]
+    return z, final, kept
 
 
 @torch.library.impl(_library, "time_mix_backward", "CPU")
 def _backward_native(*args: Any) -> list[Tensor]:
     """The gradients of rows, vectors and state; empty tensors for those that are not there."""
-    rows, vectors = Rows(*args[:8]), Vectors(*args[8:16])
-    flags_BT, head_dim, saved, dz, d_final = args[16:]
-    log_decay, k, a, b, y, sa, checkpoints, *mixed = saved
-    v = mixed[0] if mixed else rows.v
-    lib, sizes = _native(), _sizes(rows.r, head_dim)
-    like = torch.empty_like
-    # of the read-out: y, r, k, v, gate
-    read = [like(rows.r) for _ in range(5)]
-    blocks = -(-(rows.r.shape[0] * rows.r.shape[1]) // lib.time_mix_block())
-    read_sums = torch.empty(blocks, 3, rows.r.shape[2])
-    lib.time_mix_read_out_back(
-        *(pointers([y, rows.r, k, v, rows.gate]), _read_out_vectors(vectors), GROUP_NORM_EPS),
-        *(dz.data_ptr(), pointers(read), read_sums.data_ptr(), *sizes),
+    rows, vectors, (flags_BT, head_dim, saved, dz, d_final) = args[:8], args[8:16], args[16:]
+    y, sa, checkpoints = saved
+    B, T, D = y.shape
+    by_row = [y.new_empty(0) if x is None else torch.empty_like(x) for x in rows]
+    sums, d_state = sa.new_empty(B, len(vectors), D), torch.empty_like(d_final)
+    failed = _native(head_dim).time_mix_backward(
+        *(_places(rows), _places(vectors), GROUP_NORM_EPS, y.dtype == torch.bfloat16),
+        *(build.pointer(flags_BT), y.data_ptr(), dz.data_ptr(), sa.data_ptr()),
+        *(checkpoints.data_ptr(), d_final.data_ptr(), _places(by_row), sums.data_ptr()),
+        *(d_state.data_ptr(), B, T, D // head_dim, torch.get_num_threads()),
     )
-    dy, dr_read, dk_read, dv_read, d_gate = read
-    wkv = [_heads(x, head_dim) for x in (rows.r, log_decay, k, v, a, b)]
-    grads, d_state = native.backward(wkv, flags_BT, sa, checkpoints, _heads(dy, head_dim), d_final)
-    d_r, d_log_decay, d_k, d_v, d_a, d_b = grads
-    to = [like(rows.r) for _ in range(4)]
-    more = [like(rows.r) if rows.share is not None else rows.r.new_empty(0) for _ in range(2)]
-    sums = torch.empty(blocks, 5, rows.r.shape[2])
-    lib.time_mix_prepare_back(
-        *(_prepare_rows(rows), _prepare_vectors(vectors)),
-        pointers([log_decay, d_log_decay, d_k, d_v, d_a, d_b, dk_read, dv_read, dr_read]),
-        *(pointers([*to, *more, d_r]), sums.data_ptr(), *sizes),
-    )
-    to_k, to_v, to_decay, to_rate = to
-    by_row = [d_r.view_as(rows.r), to_k, to_v, to_decay, to_rate, *more, d_gate]
-    w0, a0, v0, k_k, k_a = (x.clone() for x in sums.sum(0))
-    weight, bias, r_k = (x.clone() for x in read_sums.sum(0))
-    return [*by_row, w0, a0, v0, k_k, k_a, r_k, weight, bias, d_state]
+    if failed:
+        raise MemoryError("no memory for the states of one stretch of WKV-7")
+    return [*by_row, *(x.clone() for x in sums.sum(0)), d_state]
 
 
-def _heads(x_BTD: Tensor, head_dim: int) -> Tensor:
-    B, T, D = x_BTD.shape
-    return x_BTD.view(B, T, D // head_dim, head_dim)
-
-
-def _sizes(x_BTD: Tensor, head_dim: int) -> tuple[int, int, int, int, int]:
-    B, T, D = x_BTD.shape
-    return int(x_BTD.dtype == torch.bfloat16), B * T, D, head_dim, torch.get_num_threads()
-
-
-def _places(*tensors: Tensor | None) -> ctypes.Array[ctypes.c_void_p]:
+def _places(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*(build.pointer(x) for x in tensors))
 
 
-def _prepare_rows(x: Rows) -> ctypes.Array[ctypes.c_void_p]:
-    return _places(x.k, x.v, x.decay, x.rate, x.share, x.v_first)
-
-
-def _prepare_vectors(x: Vectors) -> ctypes.Array[ctypes.c_void_p]:
-    return _places(x.w0, x.a0, x.v0, x.k_k, x.k_a)
-
-
-def _read_out_vectors(x: Vectors) -> ctypes.Array[ctypes.c_void_p]:
-    return _places(x.ln_x_weight, x.ln_x_bias, x.r_k)
-
-
-def _native() -> ctypes.CDLL:
-    return _declare(build.library("time_mix"))
+def _native(head_dim: int) -> ctypes.CDLL:
+    return _declare(build.library("time_mix", HEAD_DIM=head_dim))
 
 
 @functools.cache
 def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     p, integer, size, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-    sizes = (integer, size, size, size, integer)
-    lib.time_mix_block.restype = size
-    for name, arguments in {
-        "prepare": (p, p, p),
-        "prepare_back": (p, p, p, p, p),
-        "read_out": (p, p, real, p),
-        "read_out_back": (p, p, real, p, p, p),
-    }.items():
-        function = getattr(lib, f"time_mix_{name}")
-        function.restype = None
-        function.argtypes = [*arguments, *sizes]
+    sizes = (size, size, size, integer)
+    lib.time_mix_forward.restype = None
+    lib.time_mix_forward.argtypes = [p, p, real, integer, *[p] * 7, *sizes]
+    lib.time_mix_backward.restype = integer
+    lib.time_mix_backward.argtypes = [p, p, real, integer, *[p] * 9, *sizes]
     return lib
 
 
 @torch.library.register_fake("valkyrie::time_mix", lib=_library)  # type: ignore[untyped-decorator]
 def _(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    r, share, state, head_dim, save = args[0], args[5], args[16], args[18], args[19]
+    r, state, head_dim, save = args[0], args[16], args[18], args[19]
     B, T, D = r.shape
     z, final = torch.empty_like(r), torch.empty_like(state)
     if not save:
         return z, final, []
-    shape = [B, D // head_dim, -(-T // STRETCH), head_dim, head_dim]
-    kept = [
-        torch.empty_like(r, dtype=torch.float32),
-        *(torch.empty_like(r) for _ in range(3)),
-        r.new_empty([B, T, D // head_dim, head_dim]),
-        r.new_empty([B, T, D // head_dim, head_dim], dtype=torch.float32),
-        r.new_empty(shape, dtype=torch.float32),
-    ]
-    return z, final, kept if share is None else [*kept, torch.empty_like(r)]
+    checkpoints = state.new_empty([B, D // head_dim, -(-T // STRETCH), head_dim, head_dim])
+    return z, final, [torch.empty_like(r), torch.empty_like(r, dtype=torch.float32), checkpoints]
 
 
 @torch.library.register_fake("valkyrie::time_mix_backward", lib=_library)  # type: ignore[untyped-decorator]
 def _(*args: Any) -> list[Tensor]:
-    r, share, w0, d_final = args[0], args[5], args[8], args[20]
-    more = [torch.empty_like(r) if share is not None else r.new_empty([0]) for _ in range(2)]
-    return [
-        *(torch.empty_like(r) for _ in range(5)),
-        *more,
-        torch.empty_like(r),
-        *(torch.empty_like(w0) for _ in range(8)),
-        torch.empty_like(d_final),
-    ]
+    by_row = [args[0].new_empty([0]) if x is None else torch.empty_like(x) for x in args[:8]]
+    return [*by_row, *(torch.empty_like(args[8]) for _ in range(8)), torch.empty_like(args[20])]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The native operators of RWKV-7 equal their slow twins, gradients too, on every instruction set."""
+"""RWKV-7's native operators equal their slow twins, gradients included, on every ISA."""
 
 from __future__ import annotations
 

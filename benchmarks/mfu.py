@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks import models, peers, steps
+from benchmarks import alone, models, peers, steps
 from benchmarks.models import HYBRID, PURE, Size
 from benchmarks.result import Findings, Gate
 from benchmarks.timing import Announce, Call, Spread, side_by_side
+from valkyrie_core.kernels import attention
+from valkyrie_core.plan import machine
 from valkyrie_core.plan.machine import measure_matmul
 
 PATTERNS = {"RWKV-7": PURE, "hybrid": HYBRID}
@@ -69,6 +71,9 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         gate = GATE if label.endswith(sizes.forms) and not label.startswith(LLAMA) else None
         against = f"matmul peak ({peak.size}x{peak.size})"
         findings.share("model FLOPs", case, label, against, Spread(*timing.rate(work)), gate)
+    if "amx_bf16" in machine.cpu().flags:
+        announce("hybrid without AMX")
+        _without_tiles(sizes, case, findings)
     counted = ", ".join(
         f"{name} {flops_per_token(sizes, name) / 1e6:.0f}" for name in (*PATTERNS, LLAMA)
     )
@@ -80,6 +85,32 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         "own shapes, with nothing between them; the same model FLOPs are counted for it."
     )
     return findings
+
+
+def _without_tiles(sizes: Sizes, case: str, findings: Findings) -> None:
+    """Adds the share of the peak that AVX-512 alone has, as on a processor without matrix tiles."""
+    which = "FULL" if sizes == FULL else "QUICK"
+    shares = alone.call(
+        "benchmarks.mfu",
+        "measure_without_tiles",
+        which,
+        environment={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+    )
+    spread, gate = Spread.of(shares), GATE
+    label = "hybrid bf16 eager, AMX switched off"
+    findings.share("model FLOPs", case, label, "the matmul peak without AMX", spread, gate)
+
+
+def measure_without_tiles(which: str) -> list[float]:
+    """Per round, the percentage of the peak; oneDNN is told by the environment, ours here."""
+    sizes = FULL if which == "FULL" else QUICK
+    attention.has_amx = lambda: False  # type: ignore[assignment]
+    calls = {"hybrid": build(sizes, "hybrid", "eager")}
+    peak = measure_matmul("bf16").flops_per_second
+    timing = side_by_side(calls, repeats=3, announce=lambda _: None)["hybrid"]
+    peak = max(peak, measure_matmul("bf16").flops_per_second)
+    work = 100 * flops_per_token(sizes, "hybrid") * sizes.tokens / peak
+    return [work / seconds for seconds in timing.seconds]
 
 
 def build(sizes: Sizes, name: str, form: str) -> Call:

@@ -107,10 +107,10 @@ def _readers(sizes: Sizes, findings: Findings) -> dict[str, Runner]:
 def peak_memory(name: str, sizes: Sizes, tokens: int) -> float:
     """See `measure_memory`, in a fresh process."""
     which = "FULL" if sizes == FULL else "QUICK"
-    return alone.call("benchmarks.prefill", "measure_memory", name, which, tokens)
+    return alone.call("benchmarks.prefill", "measure_memory", name, which, tokens)[0]
 
 
-def measure_memory(name: str, which: str, tokens: int) -> float:
+def measure_memory(name: str, which: str, tokens: int) -> list[float]:
     """Mebibytes by which the peak grows while a prompt is read."""
     size = (FULL if which == "FULL" else QUICK).size
     if name in PATTERNS:
@@ -120,7 +120,7 @@ def measure_memory(name: str, which: str, tokens: int) -> float:
     runner.read(models.tokens(size, 1, WARM_UP)[0].tolist())
     before = resident("VmHWM")
     runner.read(models.tokens(size, 1, tokens)[0].tolist())
-    return (resident("VmHWM") - before) / MEBIBYTE
+    return [(resident("VmHWM") - before) / MEBIBYTE]
 
 
 def resident(field: str) -> int:

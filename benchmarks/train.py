@@ -94,13 +94,13 @@ def build(name: str, sizes: Sizes, length: int, findings: Findings) -> Call | No
 def plain(sizes: Sizes, length: int) -> float:
     """Tokens per second of our eager step in a fresh process, with the allocator as it comes."""
     which = "FULL" if sizes == FULL else "QUICK"
-    return alone.call("benchmarks.train", "measure_plain", which, length)
+    return alone.call("benchmarks.train", "measure_plain", which, length)[0]
 
 
-def measure_plain(which: str, length: int) -> float:
+def measure_plain(which: str, length: int) -> list[float]:
     """What `plain` runs in its process."""
     sizes: Sizes = {"FULL": FULL, "QUICK": QUICK}[which]
     call = build(EAGER, sizes, length, Findings())
     assert call is not None
     timing = side_by_side({EAGER: call}, repeats=sizes.repeats, announce=lambda _: None)[EAGER]
-    return timing.rate(sizes.tokens).median
+    return [timing.rate(sizes.tokens).median]

@@ -9,7 +9,7 @@ Shapes: R rows, C columns of a matrix, G groups of 16 rows, P pairs of columns.
 from __future__ import annotations
 
 import ctypes
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -158,30 +158,79 @@ def rounded(weight_RC: Tensor, form: Format) -> Tensor:
     return weight_RC.bfloat16().float() if form == "bf16" else weight_RC
 
 
+POINTERS = 8
+"""Pointers of one call."""
+_NOTHING = (0,) * POINTERS
+
+
+class Queue:
+    """Steps of one token that wait to be run in one go, in their order.
+
+    Python between two native calls would find the caches full of weights and the memory idle. What
+    the steps write is not there before `run`.
+    """
+
+    def __init__(self, B: int) -> None:
+        self.B = B
+        self.threads = torch.get_num_threads()
+        self._words: list[int] = []
+        self._kept: list[object] = []
+        self._size = 0
+
+    def add(self, step: int, of: int, pointers: tuple[int, ...], size: int, *kept: object) -> None:
+        """Appends a call.
+
+        Args:
+            step: the address of the native step.
+            of: the address of its structure.
+            pointers: what it reads and writes; 0 for what there is not.
+            size: bytes of scratch memory.
+            kept: what the pointers point to; stays alive until the run.
+        """
+        self._words += (step, of, *pointers, *_NOTHING[len(pointers) :])
+        self._kept.append(kept)
+        self._size = max(self._size, size)
+
+    def run(self) -> None:
+        """Runs what waits."""
+        if not self._words:
+            return
+        calls = (ctypes.c_int64 * len(self._words))(*self._words)
+        count = len(self._words) // (2 + POINTERS)
+        memory = torch.empty(self._size, dtype=torch.uint8)
+        layers_library().run(calls, count, memory.data_ptr(), self.B, self.threads)
+        self._words, self._kept, self._size = [], [], 0
+
+
+def address(function: Any) -> int:
+    """Where a native function lies."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
 def rwkv_library() -> ctypes.CDLL:
     """Time mix and channel mix. Raises BuildError where they can't be had."""
     lib = build.library("decode_rwkv")
-    _declare(lib, "time_mix", inputs=9)
-    _declare(lib, "channel_mix", inputs=5)
+    for name in ("time_mix", "channel_mix"):
+        _declare_scratch(lib, name)
     return lib
 
 
 def layers_library() -> ctypes.CDLL:
-    """Embedding, attention, SwiGLU and head. Raises BuildError where they can't be had."""
+    """Embedding, attention, SwiGLU, head and `run`. Raises BuildError where they can't be had."""
     lib = build.library("decode_layers")
-    _declare(lib, "swiglu", inputs=3)
-    _declare(lib, "head", inputs=3)
-    _declare(lib, "attention", inputs=5)
-    lib.attention_scratch.argtypes = [_pointer, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
-    lib.embed.restype = ctypes.c_int
-    lib.embed.argtypes = [_pointer, _pointer, _pointer, _pointer, ctypes.c_int]
+    if not lib.embed.argtypes:
+        for name in ("swiglu", "head"):
+            _declare_scratch(lib, name)
+        lib.attention_scratch.restype = ctypes.c_int64
+        lib.attention_scratch.argtypes = [_pointer, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+        lib.run.restype = None
+        lib.run.argtypes = [_pointer, ctypes.c_int, _pointer, ctypes.c_int, ctypes.c_int]
+        lib.embed.restype = ctypes.c_int
+        lib.embed.argtypes = [_pointer, _pointer, _pointer, _pointer, ctypes.c_int]
     return lib
 
 
-def _declare(lib: ctypes.CDLL, name: str, *, inputs: int) -> None:
-    """A step takes so many pointers, then scratch memory, rows and threads."""
-    step, scratch = getattr(lib, name), getattr(lib, f"{name}_scratch")
-    step.restype = None
-    step.argtypes = [*[_pointer] * (inputs + 1), ctypes.c_int, ctypes.c_int]
+def _declare_scratch(lib: ctypes.CDLL, name: str) -> None:
+    scratch = getattr(lib, f"{name}_scratch")
     scratch.restype = ctypes.c_int64
     scratch.argtypes = [_pointer, ctypes.c_int, ctypes.c_int]

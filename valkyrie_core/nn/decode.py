@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from valkyrie_core.kernels.arena import Arena
 from valkyrie_core.kernels.build import BuildError
-from valkyrie_core.kernels.decode import MAX_BATCH
+from valkyrie_core.kernels.decode import MAX_BATCH, Queue
 from valkyrie_core.nn.block import Block, Stack
 from valkyrie_core.nn.decode_steps import EmbeddingStep, HeadStep, Step, fused
 from valkyrie_core.nn.model import HybridLM
@@ -39,8 +39,9 @@ class ModuleStep:
     def __init__(self, norm: nn.Module, mixer: Mixer, precision: Precision) -> None:
         self.norm, self.mixer, self.precision = norm, mixer, precision
 
-    def __call__(self, x_BD: Tensor, state: Any, ctx: Ctx) -> tuple[Tensor, Any, Ctx]:
+    def __call__(self, x_BD: Tensor, state: Any, ctx: Ctx, queue: Queue) -> tuple[Tensor, Any, Ctx]:
         """See `Step`."""
+        queue.run()
         with _autocast(x_BD.device, self.precision):
             y_BTD, state, ctx = self.mixer(self.norm(x_BD[:, None]), state, ctx)
         return x_BD + y_BTD[:, 0], state, ctx
@@ -121,15 +122,17 @@ class Decoder:
         # what `enter` makes of a window of one token
         ctx = Ctx(pos_BT=state.pos_B[:, None], segment_BT=state.segment_B[:, None])
         x_BD = self._steps.embed(tokens_B)
-        layers = []
+        queue, layers = Queue(tokens_B.shape[0]), []
         for (mix, ffn), (mixer_state, ffn_state) in zip(
             self._steps.layers, state.layers, strict=True
         ):
-            x_BD, mixer_state, ctx = mix(x_BD, mixer_state, ctx)
-            x_BD, ffn_state, ctx = ffn(x_BD, ffn_state, ctx)
+            x_BD, mixer_state, ctx = mix(x_BD, mixer_state, ctx, queue)
+            x_BD, ffn_state, ctx = ffn(x_BD, ffn_state, ctx, queue)
             layers.append((mixer_state, ffn_state))
         state = state._replace(layers=tuple(layers), pos_B=state.pos_B + 1)
-        return self._steps.head(x_BD), state
+        logits_BV = self._steps.head(x_BD, queue)
+        queue.run()
+        return logits_BV, state
 
     def _pack(self) -> _Steps | None:
         """The steps of all layers; None where the model as a whole has to run."""

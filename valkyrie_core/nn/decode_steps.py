@@ -29,8 +29,13 @@ from valkyrie_core.nn.weights import Weights, format_of
 class Step(Protocol):
     """One residual sub-layer for one token; values in, values out."""
 
-    def __call__(self, x_BD: Tensor, state: Any, ctx: Ctx) -> tuple[Tensor, Any, Ctx]:
-        """x + mixer(norm(x)), the state after it, and the context for deeper layers."""
+    def __call__(
+        self, x_BD: Tensor, state: Any, ctx: Ctx, queue: kernel.Queue
+    ) -> tuple[Tensor, Any, Ctx]:
+        """x + mixer(norm(x)), the state after it, and the context for deeper layers.
+
+        A native step only joins the queue: the numbers are there once it has run.
+        """
         ...
 
 
@@ -104,8 +109,8 @@ class _Native:
 
     def __init__(self, weights: Weights, arena: Arena, lib: ctypes.CDLL, name: str) -> None:
         self._pack = _Weights(weights, arena)
-        self._call: Callable[..., Any] = getattr(lib, name)
-        self._size: Callable[..., int] = getattr(lib, f"{name}_scratch")
+        self._step = kernel.address(getattr(lib, name))
+        self._measure: Callable[..., int] = getattr(lib, f"{name}_scratch")
         self._sizes: dict[tuple[int, int], int] = {}
         self._at = 0
 
@@ -113,12 +118,13 @@ class _Native:
         self._structure = structure
         self._at = ctypes.addressof(structure)
 
-    def _scratch(self, B: int, threads: int) -> Tensor:
-        """Memory for one call."""
-        size = self._sizes.get((B, threads))
+    def _size(self, queue: kernel.Queue) -> int:
+        """Bytes of scratch memory."""
+        key = (queue.B, queue.threads)
+        size = self._sizes.get(key)
         if size is None:
-            size = self._sizes[B, threads] = self._size(self._at, B, threads)
-        return torch.empty(size, dtype=torch.uint8)
+            size = self._sizes[key] = self._measure(self._at, *key)
+        return size
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -168,34 +174,30 @@ class TimeMixStep(_Native):
         )
 
     def __call__(
-        self, x_BD: Tensor, state: TimeMixState, ctx: Ctx
+        self, x_BD: Tensor, state: TimeMixState, ctx: Ctx, queue: kernel.Queue
     ) -> tuple[Tensor, TimeMixState, Ctx]:
         """See `Step`."""
-        B, threads = x_BD.shape[0], torch.get_num_threads()
         last_BD, wkv_BNHH = _plain(state.shift_BD), _plain(state.wkv_BNHH)
-        v_first = ctx.v_first_BTD
-        if v_first is not None:
-            v_first = _plain(v_first)
         y_BD, new_last_BD = torch.empty_like(x_BD), torch.empty_like(x_BD)
         new_wkv_BNHH = torch.empty_like(wkv_BNHH)
-        v_BD = torch.empty_like(x_BD) if v_first is None else None
-        memory = self._scratch(B, threads)
-        self._call(
-            self._at,
+        v_first, v_BD = ctx.v_first_BTD, None
+        if v_first is None:
+            v_BD = torch.empty_like(x_BD)
+            ctx = ctx._replace(v_first_BTD=v_BD[:, None])
+        else:
+            v_first = _plain(v_first)
+        pointers = (
             x_BD.data_ptr(),
             last_BD.data_ptr(),
             wkv_BNHH.data_ptr(),
-            None if v_first is None else v_first.data_ptr(),
+            0 if v_first is None else v_first.data_ptr(),
             y_BD.data_ptr(),
             new_last_BD.data_ptr(),
             new_wkv_BNHH.data_ptr(),
-            None if v_BD is None else v_BD.data_ptr(),
-            memory.data_ptr(),
-            B,
-            threads,
+            0 if v_BD is None else v_BD.data_ptr(),
         )
-        if v_BD is not None:
-            ctx = ctx._replace(v_first_BTD=v_BD[:, None])
+        kept = (x_BD, last_BD, wkv_BNHH, v_first, y_BD, new_last_BD, new_wkv_BNHH, v_BD)
+        queue.add(self._step, self._at, pointers, self._size(queue), *kept)
         return y_BD, TimeMixState(new_last_BD, new_wkv_BNHH), ctx
 
 
@@ -215,23 +217,15 @@ class ChannelMixStep(_Native):
             )
         )
 
-    def __call__(self, x_BD: Tensor, state: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor, Ctx]:
+    def __call__(
+        self, x_BD: Tensor, state: Tensor, ctx: Ctx, queue: kernel.Queue
+    ) -> tuple[Tensor, Tensor, Ctx]:
         """See `Step`."""
-        B, threads = x_BD.shape[0], torch.get_num_threads()
         last_BD = _plain(state)
-        y_BD, new_last_BD = torch.empty_like(x_BD), torch.empty_like(x_BD)
-        memory = self._scratch(B, threads)
-        self._call(
-            self._at,
-            x_BD.data_ptr(),
-            last_BD.data_ptr(),
-            y_BD.data_ptr(),
-            new_last_BD.data_ptr(),
-            memory.data_ptr(),
-            B,
-            threads,
-        )
-        return y_BD, new_last_BD, ctx
+        kept = (x_BD, last_BD, torch.empty_like(x_BD), torch.empty_like(x_BD))
+        pointers = tuple(tensor.data_ptr() for tensor in kept)
+        queue.add(self._step, self._at, pointers, self._size(queue), *kept)
+        return kept[2], kept[3], ctx
 
 
 class SwiGLUStep(_Native):
@@ -250,11 +244,13 @@ class SwiGLUStep(_Native):
             )
         )
 
-    def __call__(self, x_BD: Tensor, state: tuple[()], ctx: Ctx) -> tuple[Tensor, tuple[()], Ctx]:
+    def __call__(
+        self, x_BD: Tensor, state: tuple[()], ctx: Ctx, queue: kernel.Queue
+    ) -> tuple[Tensor, tuple[()], Ctx]:
         """See `Step`."""
-        B, threads = x_BD.shape[0], torch.get_num_threads()
-        y_BD, memory = torch.empty_like(x_BD), self._scratch(B, threads)
-        self._call(self._at, x_BD.data_ptr(), y_BD.data_ptr(), memory.data_ptr(), B, threads)
+        y_BD = torch.empty_like(x_BD)
+        pointers = (x_BD.data_ptr(), y_BD.data_ptr())
+        queue.add(self._step, self._at, pointers, self._size(queue), x_BD, y_BD)
         return y_BD, state, ctx
 
 
@@ -286,12 +282,13 @@ class AttentionStep(_Native):
         )
         self._shape = (K, 1, H)
 
-    def __call__(self, x_BD: Tensor, state: KVState, ctx: Ctx) -> tuple[Tensor, KVState, Ctx]:
+    def __call__(
+        self, x_BD: Tensor, state: KVState, ctx: Ctx, queue: kernel.Queue
+    ) -> tuple[Tensor, KVState, Ctx]:
         """See `Step`."""
-        B, threads = x_BD.shape[0], torch.get_num_threads()
         dtype = state.k_BKSH.dtype
         # takes a place in the cache as it does for the module; the native code fills it
-        place = torch.zeros(B, *self._shape, dtype=dtype)
+        place = torch.zeros(queue.B, *self._shape, dtype=dtype)
         new = append(state, place, place, ctx.segment_BT)
         cache = kernel.Cache(
             new.k_BKSH.data_ptr(),
@@ -299,19 +296,15 @@ class AttentionStep(_Native):
             new.segment_BS.data_ptr(),
             *(state.length, new.k_BKSH.shape[2], dtype is torch.bfloat16),
         )
-        position_B = ctx.pos_BT.contiguous()
-        y_BD = torch.empty_like(x_BD)
-        memory = torch.empty(self._size(self._at, state.length, B, threads), dtype=torch.uint8)
-        self._call(
-            self._at,
+        position_B, y_BD = ctx.pos_BT.contiguous(), torch.empty_like(x_BD)
+        pointers = (
             x_BD.data_ptr(),
             ctypes.addressof(cache),
             position_B.data_ptr(),
             y_BD.data_ptr(),
-            memory.data_ptr(),
-            B,
-            threads,
         )
+        size = self._measure(self._at, state.length, queue.B, queue.threads)
+        queue.add(self._step, self._at, pointers, size, x_BD, cache, new, position_B, y_BD)
         return y_BD, new, ctx
 
 
@@ -351,9 +344,9 @@ class HeadStep(_Native):
             kernel.Head(dim, self._pack.norm(model.head_norm), self._pack.matrix(model.head.weight))
         )
 
-    def __call__(self, x_BD: Tensor) -> Tensor:
-        """The logits."""
-        B, threads = x_BD.shape[0], torch.get_num_threads()
-        logits_BV, memory = torch.empty(B, self._vocab_size), self._scratch(B, threads)
-        self._call(self._at, x_BD.data_ptr(), logits_BV.data_ptr(), memory.data_ptr(), B, threads)
+    def __call__(self, x_BD: Tensor, queue: kernel.Queue) -> Tensor:
+        """Joins the queue; the logits are there once it has run."""
+        logits_BV = torch.empty(queue.B, self._vocab_size)
+        pointers = (x_BD.data_ptr(), logits_BV.data_ptr())
+        queue.add(self._step, self._at, pointers, self._size(queue), x_BD, logits_BV)
         return logits_BV

@@ -39,6 +39,9 @@ inline int all_threads() {
 #endif
 }
 
+// One step of a token. What the pointers are, every step says; `memory` is for the step alone.
+typedef void (*Step)(const void* step, void* const* pointers, void* memory, int B, int threads);
+
 struct Norm {
   const float *weight, *bias;  // padded to whole groups; bias is null for an RMS norm
   float eps;

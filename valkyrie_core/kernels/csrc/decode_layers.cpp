@@ -175,7 +175,11 @@ int64_t head_scratch(const Head* m, int B, int threads) {
   return scratch.used;
 }
 
-void head(const Head* m, const float* x, float* logits, void* memory, int B, int threads) {
+// Pointers: x [B, D]; logits [B, V].
+void head(const void* step, void* const* pointers, void* memory, int B, int threads) {
+  const Head* m = static_cast<const Head*>(step);
+  const float* x = static_cast<const float*>(pointers[0]);
+  float* logits = static_cast<float*>(pointers[1]);
 #pragma omp parallel num_threads(threads)
   {
     Scratch scratch(memory);
@@ -194,9 +198,12 @@ int64_t swiglu_scratch(const SwiGLU* m, int B, int threads) {
   return scratch.used;
 }
 
-void swiglu(const SwiGLU* ffn, const float* x, float* x_out, void* memory, int B, int threads) {
+// Pointers: x [B, D]; new x.
+void swiglu(const void* step, void* const* pointers, void* memory, int B, int threads) {
   constexpr int W = kLanes;
-  const SwiGLU& m = *ffn;
+  const SwiGLU& m = *static_cast<const SwiGLU*>(step);
+  const float* x = static_cast<const float*>(pointers[0]);
+  float* x_out = static_cast<float*>(pointers[1]);
   Scratch shared(memory);
   const SwiGLUShared all(m, shared, B);
 #pragma omp parallel num_threads(threads)
@@ -230,10 +237,14 @@ int64_t attention_scratch(const Attention* m, int64_t length, int B, int threads
   return scratch.used;
 }
 
-// Writes the token's key and value into the cache's next place.
-void attention(const Attention* mixer, const float* x, const Cache* cache, const int64_t* position,
-               float* x_out, void* memory, int B, int threads) {
-  const Attention& m = *mixer;
+// Pointers: x [B, D], the cache, positions [B] in int64; new x. Writes the token's key and value
+// into the cache's next place.
+void attention(const void* step, void* const* pointers, void* memory, int B, int threads) {
+  const Attention& m = *static_cast<const Attention*>(step);
+  const float* x = static_cast<const float*>(pointers[0]);
+  const Cache* cache = static_cast<const Cache*>(pointers[1]);
+  const int64_t* position = static_cast<const int64_t*>(pointers[2]);
+  float* x_out = static_cast<float*>(pointers[3]);
   Scratch shared(memory);
   const AttentionShared all(m, shared, B);
 #pragma omp parallel num_threads(threads)
@@ -271,5 +282,16 @@ void attention(const Attention* mixer, const float* x, const Cache* cache, const
     const Share part = share(matvec::groups(m.output), thread, team);
     matvec::multiply_into(m.output, part, y.input(m.output, B), B, x, x_out);
   }
+}
+
+struct Call {
+  Step step;
+  const void* of;
+  void* pointers[8];
+};
+
+// One step after the other, all of the same rows and in the same memory.
+void run(const Call* calls, int count, void* memory, int B, int threads) {
+  for (int i = 0; i < count; i++) calls[i].step(calls[i].of, calls[i].pointers, memory, B, threads);
 }
 }

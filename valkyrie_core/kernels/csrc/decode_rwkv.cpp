@@ -259,12 +259,17 @@ int64_t time_mix_scratch(const TimeMix* m, int B, int threads) {
   return scratch.used;
 }
 
-// Every pointer is to contiguous fp32: x, last, v_first and the like [B, D], wkv [B, N, H, H].
-// v_first is null in the first RWKV-7 layer, which leaves its values in v_out.
-void time_mix(const TimeMix* mix, const float* x, const float* last, const float* wkv_in,
-              const float* v_first, float* x_out, float* last_out, float* wkv_out, float* v_out,
-              void* memory, int B, int threads) {
-  const TimeMix& m = *mix;
+// Pointers, all to contiguous fp32: x, last, wkv, v_first; new x, last, wkv, v_first. All but wkv
+// [B, N, H, H] are [B, D]. v_first is null in the first RWKV-7 layer, which leaves its values in the
+// new one; that is null in all others.
+void time_mix(const void* step, void* const* pointers, void* memory, int B, int threads) {
+  const float *x = static_cast<const float*>(pointers[0]),
+              *last = static_cast<const float*>(pointers[1]),
+              *wkv_in = static_cast<const float*>(pointers[2]),
+              *v_first = static_cast<const float*>(pointers[3]);
+  float *x_out = static_cast<float*>(pointers[4]), *last_out = static_cast<float*>(pointers[5]),
+        *wkv_out = static_cast<float*>(pointers[6]), *v_out = static_cast<float*>(pointers[7]);
+  const TimeMix& m = *static_cast<const TimeMix*>(step);
   const int64_t D = m.dim;
   Scratch shared(memory);
   const TimeMixShared all(m, shared, B);
@@ -312,10 +317,13 @@ int64_t channel_mix_scratch(const ChannelMix* m, int B, int threads) {
   return scratch.used;
 }
 
-void channel_mix(const ChannelMix* mix, const float* x, const float* last, float* x_out,
-                 float* last_out, void* memory, int B, int threads) {
+// Pointers, all to contiguous fp32 [B, D]: x, last; new x, last.
+void channel_mix(const void* step, void* const* pointers, void* memory, int B, int threads) {
   constexpr int W = kLanes;
-  const ChannelMix& m = *mix;
+  const float *x = static_cast<const float*>(pointers[0]),
+              *last = static_cast<const float*>(pointers[1]);
+  float *x_out = static_cast<float*>(pointers[2]), *last_out = static_cast<float*>(pointers[3]);
+  const ChannelMix& m = *static_cast<const ChannelMix*>(step);
   const int64_t D = m.dim;
   Scratch shared(memory);
   const ChannelMixShared all(m, shared, B);

@@ -283,3 +283,21 @@ def test_native_steps_answer_batches_as_each_prompt_alone(weights: Any) -> None:
         )
         assert [token.id for token in drawn] == together[row]
     assert len({len(answer) for answer in together}) > 1
+
+
+def test_a_few_tokens_are_read_by_native_steps() -> None:
+    model = awake(hybrid_config()).float()
+    tokens_BT = torch.tensor([tokens_of(4), tokens_of(4, 1)])
+    windows: list[int] = []
+    model.core.layers[0].register_forward_hook(lambda *_: windows.append(1))
+    engine = Engine(model, chunk_len=2)
+    known = engine.prefill(tokens_BT, model.init_state(2))
+    assert known is not None
+    assert (windows, engine.tokens_read) == ([], 8)
+    with torch.no_grad():
+        expected = model(tokens_BT, model.init_state(2)).logits_BTV[:, -1]
+    torch.testing.assert_close(known.logits_BV, expected, rtol=1e-5, atol=1e-5)
+    # two chunks, a poll before each
+    assert engine.prefill(tokens_BT, model.init_state(2), stop=Countdown(1)) is None
+    assert engine.tokens_read == 12
+    assert engine.prefill(tokens_BT, model.init_state(2), stop=Countdown(2)) is not None

@@ -21,6 +21,8 @@ from valkyrie_core.nn.weights import Precision, Weights
 
 StopCallback = Callable[[], bool]
 PADDING_DOCUMENT = -1
+FEW = 4
+"""Tokens that are read faster one by one, natively, than as a window: the end of an answer."""
 
 
 class Token(NamedTuple):
@@ -109,6 +111,8 @@ class Engine:
         if num_tokens == 0 or int(last_B.min()) < 0:
             raise ValueError("every row needs at least one token to read")
         decoder = self._current_decoder()
+        if doc_BT is None and num_tokens <= FEW and decoder.takes_steps(num_rows):
+            return self._read_by_steps(tokens_BT, state, stop)
         logits_BV: Tensor | None = None
         for start in range(0, num_tokens, self.chunk_len):
             if stop is not None and stop():
@@ -124,6 +128,18 @@ class Engine:
             logits_BV = torch.where(inside_B[:, None].to(self.device), ends_BV, logits_BV)
         assert logits_BV is not None
         return Prefilled(logits_BV, state)
+
+    def _read_by_steps(
+        self, tokens_BT: Tensor, state: LMState, stop: StopCallback | None
+    ) -> Prefilled | None:
+        known: Prefilled | None = None
+        for t in range(tokens_BT.shape[1]):
+            # one chunk, whatever it is made of
+            if t % self.chunk_len == 0 and stop is not None and stop():
+                return None
+            known = self.decode_one_token(tokens_BT[:, t], state)
+            state = known.state
+        return known
 
     @torch.inference_mode()
     def decode_one_token(

@@ -93,10 +93,16 @@ def sample(
     num_rows = logits_BV.shape[0]
     if len(generators) != num_rows or (histories and len(histories) != num_rows):
         raise ValueError(f"{num_rows} rows need as many generators and histories")
-    logits_BV = _only_allowed(logits_BV.detach().cpu().double(), allowed_V)
+    # fp32 numbers order and compare as their fp64 values do: they are widened where they are added
+    logits_BV = logits_BV.detach().cpu()
+    if logits_BV.dtype != torch.float32:
+        logits_BV = logits_BV.double()
+    logits_BV = _only_allowed(logits_BV, allowed_V)
     if histories and sampling.repetition_penalty != 1.0:
         rows = [
-            penalize(row_V, history[-sampling.repetition_window :], sampling.repetition_penalty)
+            penalize(
+                row_V.double(), history[-sampling.repetition_window :], sampling.repetition_penalty
+            )
             for row_V, history in zip(logits_BV, histories, strict=True)
         ]
         logits_BV = torch.stack(rows)
@@ -110,7 +116,7 @@ def sample(
         for row_V, uniform_1 in zip(logits_BV, uniform_B1, strict=True)
     ]
     if None in drawn:
-        values_BK, tokens_BK = _likeliest(logits_BV, sampling)
+        values_BK, tokens_BK = _likeliest(logits_BV.double(), sampling)
         all_B = _draw(values_BK, tokens_BK, sampling.temperature, sampling.top_p, uniform_B1)
         drawn = [
             one if one is not None else int(other) for one, other in zip(drawn, all_B, strict=True)
@@ -121,7 +127,7 @@ def sample(
 def _only_allowed(logits_BV: Tensor, allowed_V: Tensor | None) -> Tensor:
     """Minus infinity wherever no token may be drawn; raises as `sample` says."""
     allowed = logits_BV if allowed_V is None else logits_BV.masked_fill(~allowed_V, 0.0)
-    # a sum is quicker than looking at each; only huge fp64 numbers overflow it, and are looked at
+    # a sum is quicker than looking at each; only huge numbers overflow it, and are looked at
     if not math.isfinite(float(allowed.sum())) and not bool(torch.isfinite(allowed).all()):
         raise DivergedError(
             "the model's logits are not finite",
@@ -170,7 +176,8 @@ def draw_from_prefix(
     None where they do not settle it: too little of the probability, or a decision so close that
     the order of additions could turn it.
     """
-    values_K, tokens_K = (x.numpy() for x in logits_V.topk(size))
+    likeliest = logits_V.topk(size)
+    values_K, tokens_K = likeliest.values.double().numpy(), likeliest.indices.numpy()
     # of tokens that equal the last one, others may have been left out
     sure = values_K > values_K[-1]
     values_K, tokens_K = values_K[sure], tokens_K[sure]
@@ -182,7 +189,7 @@ def draw_from_prefix(
         weights_K = numpy.exp((values_K[order_K] - best) / sampling.temperature)
     total = weights_K.sum()
     if sampling.top_k is None:
-        total = float(((logits_V - float(best)) / sampling.temperature).exp_().sum())
+        total = float(((logits_V.double() - float(best)) / sampling.temperature).exp_().sum())
     cumulative_K = numpy.cumsum(weights_K / total)
     held = 1.0
     if sampling.top_p < 1:

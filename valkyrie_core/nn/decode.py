@@ -109,15 +109,19 @@ class Decoder:
             logits_BV = self.model.head(x_BTD[rows_B, index_B])
         return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)), state
 
+    def takes_steps(self, num_rows: int) -> bool:
+        """Whether single tokens of so many rows run in native steps."""
+        if not self._packed:
+            self._packed, self._steps = True, self._pack()
+        return self._steps is not None and num_rows <= MAX_BATCH
+
     def step(self, tokens_B: Tensor, state: LMState) -> tuple[Tensor, LMState]:
         """Reads one token per row, each going on with its document: logits [B, V], the state.
 
         Raises:
             IndexError: a token outside of the vocabulary.
         """
-        if not self._packed:
-            self._packed, self._steps = True, self._pack()
-        if self._steps is None or tokens_B.shape[0] > MAX_BATCH:
+        if not self.takes_steps(tokens_B.shape[0]) or self._steps is None:
             return self.read(tokens_B[:, None], state, None, torch.zeros_like(tokens_B))
         # what `enter` makes of a window of one token
         ctx = Ctx(pos_BT=state.pos_B[:, None], segment_BT=state.segment_B[:, None])

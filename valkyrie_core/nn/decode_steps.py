@@ -23,7 +23,7 @@ from valkyrie_core.nn.ffn import SwiGLU
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.rwkv import RWKV7, ChannelMix, TimeMixState
 from valkyrie_core.nn.state import Ctx
-from valkyrie_core.nn.weights import Weights, format_of
+from valkyrie_core.nn.weights import Weights
 
 
 class Step(Protocol):
@@ -74,15 +74,8 @@ class _Weights:
         self._kept: list[Tensor] = []
 
     def matrix(self, weight_RC: Tensor) -> kernel.Matrix:
-        """A hidden matrix or the head."""
-        return self._packed(weight_RC, format_of("matrix", self._weights))
-
-    def factor(self, weight_RC: Tensor) -> kernel.Matrix:
-        """A factor of a low-rank map."""
-        return self._packed(weight_RC, format_of("low_rank", self._weights))
-
-    def _packed(self, weight_RC: Tensor, form: Weights) -> kernel.Matrix:
-        packed = kernel.pack(weight_RC, form, self._arena)
+        """A matrix, rows by outputs."""
+        packed = kernel.pack(weight_RC, self._weights, self._arena)
         self._kept += packed.memory
         return packed.matrix
 
@@ -144,12 +137,12 @@ class TimeMixStep(_Native):
         def second(factor_RD: Tensor) -> kernel.Matrix:
             # every head starts a group of rows
             per_head = factor_RD.detach().T.reshape(N, H, -1)
-            return pack.factor(F.pad(per_head, (0, 0, 0, -H % kernel.GROUP)).flatten(0, 1))
+            return pack.matrix(F.pad(per_head, (0, 0, 0, -H % kernel.GROUP)).flatten(0, 1))
 
         residual = {}
         if self.has_residual:
             residual = {
-                "v1": pack.factor(mixer.v1.T),
+                "v1": pack.matrix(mixer.v1.T),
                 "v2": second(mixer.v2),
                 "v0": pack.vector(mixer.v0),
             }
@@ -163,7 +156,7 @@ class TimeMixStep(_Native):
                 key=pack.matrix(mixer.key.weight),
                 value=pack.matrix(mixer.value.weight),
                 output=pack.matrix(mixer.output.weight),
-                **{name: pack.factor(getattr(mixer, name).T) for name in ("w1", "a1", "g1")},
+                **{name: pack.matrix(getattr(mixer, name).T) for name in ("w1", "a1", "g1")},
                 **{name: second(getattr(mixer, name)) for name in ("w2", "a2", "g2")},
                 **{name: pack.vector(getattr(mixer, name)) for name in ("w0", "a0", "k_k", "k_a")},
                 r_k=pack.vector(mixer.r_k),

@@ -1,13 +1,12 @@
 """Weights in fewer bits: what is rounded, and the model that computes with it.
 
-| format | hidden matrices and head | factors of low-rank maps | everything else |
-|---|---|---|---|
-| fp32 | as trained | as trained | as trained |
-| bf16 | bf16 | bf16 | as trained |
-| int8 | 8 bits, an fp32 scale per output | bf16 | as trained |
+| format | hidden matrices, factors of low-rank maps, head | everything else |
+|---|---|---|
+| fp32 | as trained | as trained |
+| bf16 | bf16 | as trained |
+| int8 | 8 bits, an fp32 scale per output | as trained |
 
-The factors are few, and they steer the recurrence: int8 would save little. The embedding is looked
-up, not multiplied: it stays as trained, also where the head is tied to it.
+The embedding is looked up, not multiplied: it stays as trained, also where the head is tied to it.
 """
 
 from __future__ import annotations
@@ -25,13 +24,8 @@ Weights = Literal["fp32", "bf16", "int8"]
 Precision = Literal["fp32", "bf16"]
 
 
-def format_of(role: Role, weights: Weights) -> Weights:
-    """The format of a parameter by its role."""
-    if role in ("matrix", "head"):
-        return weights
-    if role == "low_rank" and weights != "fp32":
-        return "bf16"
-    return "fp32"
+ROUNDED: frozenset[Role] = frozenset({"matrix", "low_rank", "head"})
+"""What is multiplied by."""
 
 
 def rounded(model: HybridLM, weights: Weights, precision: Precision = "fp32") -> HybridLM:
@@ -48,13 +42,18 @@ def rounded(model: HybridLM, weights: Weights, precision: Precision = "fp32") ->
     new = copy.deepcopy(model, dict(shared))
     roles = {**parameter_roles(model), "head.weight": "head"}
     for name, role in roles.items():
-        form = format_of(role, weights)
-        if form == "fp32":
+        if role not in ROUNDED:
             continue
         path, _, leaf = name.rpartition(".")
         module = new.get_submodule(path)
-        values = kernel.rounded(model.get_parameter(name), form)
+        given = model.get_parameter(name)
+        # a factor is stored by inputs, a matrix by outputs
+        values = (
+            kernel.rounded(given.T, weights).T
+            if role == "low_rank"
+            else kernel.rounded(given, weights)
+        )
         if precision == "bf16":
             values = values.bfloat16()
-        setattr(module, leaf, nn.Parameter(values, requires_grad=False))
+        setattr(module, leaf, nn.Parameter(values.contiguous(), requires_grad=False))
     return new.eval()

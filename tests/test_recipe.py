@@ -195,3 +195,10 @@ def test_values_in_messages_are_safe_and_short() -> None:
     (line,) = told('seed="\\e[31m\\u202e' + "x" * 500 + '"')
     assert line.isprintable()
     assert len(line) < 250
+
+
+def test_names_of_a_recipe_in_messages_are_safe() -> None:
+    text = RIGHT.replace("      attn:", '      "\\e[31mattn":')
+    with pytest.raises(RecipeError) as caught:
+        load(text=text)
+    assert r"no block 'attn' - the blocks are rwkv, \x1b[31mattn" in caught.value.message

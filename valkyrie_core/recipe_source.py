@@ -52,12 +52,9 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        where = printable(str(self.at))
-        return (
-            f"{where}: {dotted(self.path)}: {self.message}"
-            if self.path
-            else (f"{where}: {self.message}")
-        )
+        # names that a recipe gives itself are part of messages: none of them may steer a terminal
+        parts = [str(self.at), *([dotted(self.path)] if self.path else []), self.message]
+        return printable(": ".join(parts))
 
 
 @dataclass

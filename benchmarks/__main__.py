@@ -108,8 +108,8 @@ def _run_all(chosen: list[Benchmark], options: argparse.Namespace, errors: Conso
             continue
         if options.out is not None or not options.quick:
             folder = options.out or result.RESULTS
-            if found.absent and (old := result.load(entry.name, folder)) is not None:
-                found = found.keeping(old)
+            old = result.load(entry.name, found.origin.processor, folder) if found.absent else None
+            found = found if old is None else found.keeping(old)
             result.save(found, folder)
         print(tables.text(found), flush=True)
         if options.out is None and not options.quick:

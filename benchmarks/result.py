@@ -1,6 +1,7 @@
 """What a benchmark found, as JSON: medians, spread, ratios, and where and when they were measured.
 
-A peer that is absent in this run keeps the numbers of its last one, each with its own date.
+Every kind of processor has a folder of its own. A peer that is absent in this run keeps the numbers
+of its last one on that processor, each with its own date.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -210,20 +212,32 @@ def _commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def path_of(name: str, folder: Path = RESULTS) -> Path:
-    """Where a benchmark's result lies."""
-    return folder / f"{name}.json"
+def path_of(name: str, processor: str, folder: Path = RESULTS) -> Path:
+    """Where a benchmark's result on a kind of processor lies."""
+    words = re.sub(r"\((?:r|tm|c)\)", " ", processor.lower())
+    return folder / (re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "unknown") / f"{name}.json"
 
 
-def load(name: str, folder: Path = RESULTS) -> Result | None:
-    """The kept result of a benchmark; None if there is none.
+def kept(name: str, folder: Path = RESULTS) -> list[Result]:
+    """The results of a benchmark on all processors, by the name of the processor.
+
+    Raises:
+        ResultError: a file is damaged or of another version.
+    """
+    return [_read(path) for path in sorted(folder.glob(f"*/{name}.json"))]
+
+
+def load(name: str, processor: str, folder: Path = RESULTS) -> Result | None:
+    """The kept result of a benchmark on a processor; None if there is none.
 
     Raises:
         ResultError: the file is damaged or of another version.
     """
-    path = path_of(name, folder)
-    if not path.exists():
-        return None
+    path = path_of(name, processor, folder)
+    return _read(path) if path.exists() else None
+
+
+def _read(path: Path) -> Result:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
@@ -239,10 +253,10 @@ def save(result: Result, folder: Path = RESULTS) -> Path:
     Raises:
         ResultError: it can't be written.
     """
-    path = path_of(result.name, folder)
+    path = path_of(result.name, result.origin.processor, folder)
     text = json.dumps({"schema": SCHEMA, **_plain(asdict(result))}, indent=1)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(text + "\n", encoding="utf-8")
         part.replace(path)

@@ -30,12 +30,18 @@ def write(page: Path = PAGE, folder: Path = result.RESULTS) -> None:
     except OSError as error:
         raise ResultError(f"{page} can't be read: {error}") from None
     for name in MENU:
-        found = result.load(name, folder)
-        if found is None:
+        found = result.kept(name, folder)
+        if not found:
             log.warning("no result of %s: python -m benchmarks --only %s", name, name)
             continue
-        text = put(text, name, tables_of(found))
+        text = put(text, name, "\n\n".join(f"{_heading(x)}\n\n{tables_of(x)}" for x in found))
     page.write_text(text, encoding="utf-8")
+
+
+def _heading(found: Result) -> str:
+    """The processor, and whether it has matrix tiles: no other property moves ratios as much."""
+    tiles = "with" if "amx_bf16" in found.origin.flags else "without"
+    return f"**{found.origin.processor}, {tiles} matrix tiles**"
 
 
 def put(page: str, name: str, body: str) -> str:

@@ -40,9 +40,19 @@ def found(*, theirs: bool = True) -> Result:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     first = found()
     path = result.save(first, tmp_path)
-    assert path == tmp_path / "decode.json"
-    assert result.load("decode", tmp_path) == first
-    assert result.load("wkv", tmp_path) is None
+    assert path == result.path_of("decode", first.origin.processor, tmp_path)
+    assert result.load("decode", first.origin.processor, tmp_path) == first
+    assert result.load("wkv", first.origin.processor, tmp_path) is None
+
+
+def test_processors_keep_results_apart(tmp_path: Path) -> None:
+    here = found()
+    names = ("Intel(R) Xeon(R) Processor", "AMD EPYC")
+    both = [replace(here, origin=here.origin._replace(processor=name)) for name in names]
+    paths = [result.save(x, tmp_path).relative_to(tmp_path).as_posix() for x in both]
+    assert paths == ["intel-xeon-processor/decode.json", "amd-epyc/decode.json"]
+    assert result.kept("decode", tmp_path) == both[::-1]
+    assert result.path_of("wkv", "///", tmp_path) == tmp_path / "unknown" / "wkv.json"
 
 
 def test_an_absent_peer_keeps_its_numbers_with_their_date() -> None:
@@ -77,10 +87,11 @@ def test_verdicts(median: float, verdict: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 0}', '{"schema": 1}'])
 def test_a_damaged_file_is_one_helpful_line(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "wkv.json"
+    path = result.path_of("wkv", "some", tmp_path)
+    path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ResultError, match=r"wkv\.json.*delete it") as caught:
-        result.load("wkv", tmp_path)
+        result.load("wkv", "some", tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import models, runners
+from benchmarks import limits, models, runners
 from benchmarks.models import PURE, Size
 from benchmarks.result import Findings, Gate
 from benchmarks.runners import Runner
@@ -74,6 +74,7 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         if theirs in written:
             pair = ((ours, written[ours]), (theirs, written[theirs]))
             findings.compare("writing", "batch 1", *pair, gate)
+    findings.notes.append(_limit(sizes, written))
     read = side_by_side(
         {name: partial(runner.read, prompt) for name, runner in readers.items()},
         repeats=sizes.repeats,
@@ -118,6 +119,21 @@ def _runners(sizes: Sizes, findings: Findings) -> tuple[dict[str, Runner], dict[
         llama = partial(runners.generate, sizes.size, dtype)
         add(TRANSFORMERS, name, llama, writers, readers)
     return writers, readers
+
+
+def _limit(sizes: Sizes, written: dict[str, Timing]) -> str:
+    """How far our writing is from the limit that memory sets."""
+    parameters = models.build(sizes.size, PURE).parameters()
+    weights = sum(x.numel() for x in parameters if x.dim() == 2 and min(x.shape) > 1)
+    told = ", ".join(
+        f"{name} {bytes * written[f'ours {name}'].rate(sizes.write * weights).median / 1e9:.1f}"
+        for name, bytes in (("fp32", 4), ("bf16", 2), ("int8", 1))
+    )
+    most = limits.read_bytes_per_second() / 1e9
+    return (
+        f"Limit: a token reads every matrix once. In GB/s that is {told}; a plain sum over "
+        f"{limits.READ_BYTES >> 30} GiB reads {most:.1f}."
+    )
 
 
 def check_agreement(readers: dict[str, Runner], prompt: list[int], findings: Findings) -> None:

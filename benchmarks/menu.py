@@ -40,6 +40,7 @@ MENU: dict[str, Benchmark] = {
         Benchmark("wkv", "the WKV-7 kernel against SDPA and its own forms in PyTorch"),
         Benchmark("block", "a whole RWKV-7 block against attention blocks", ("transformers",)),
         Benchmark("train", "training a 12M hybrid against a Llama of its size", ("transformers",)),
+        Benchmark("profile", "where the time of a training step goes", ("transformers",)),
         Benchmark("mfu", "what share of the matmul peak training a 50M reaches", ("transformers",)),
         Benchmark(
             "decode",

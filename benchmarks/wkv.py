@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import limits
 from benchmarks.result import Findings, Gate
-from benchmarks.timing import Announce, Call, side_by_side
+from benchmarks.timing import Announce, Call, Timing, side_by_side
 from valkyrie_core import kernels
+from valkyrie_core.kernels import wkv_op
 
 HEADS, HEAD_DIM = 8, 64
 NATIVE, NATIVE_BF16 = "native fp32", "native bf16"
@@ -76,8 +78,17 @@ def run(lengths: tuple[Length, ...], announce: Announce) -> Findings:
             announce=lambda text, case=case: announce(f"{case} forward, {text}"),  # type: ignore[misc]
         )
         findings.milliseconds(f"{case} forward", alone)
-    findings.notes.append(f"One window (B = 1), {HEADS} heads of {HEAD_DIM}, causal attention.")
+        findings.notes.append(_limit(length, both[NATIVE]))
+    findings.notes.insert(0, f"One window (B = 1), {HEADS} heads of {HEAD_DIM}, causal attention.")
     return findings
+
+
+def _limit(length: Length, native: Timing) -> str:
+    """How far the native kernel is from the processor's limit."""
+    per_element = wkv_op.FLOPS_PER_STATE_ELEMENT + wkv_op.BACKWARD_FLOPS_PER_STATE_ELEMENT
+    flops = per_element * length.tokens * HEADS * HEAD_DIM**2
+    rate = limits.of_matmul_peak(native.rate(flops).median, "fp32")
+    return f"Limit: {NATIVE}, T={length.tokens}, forward+backward does {rate}."
 
 
 Form = tuple[Callable[..., Tensor], list[Tensor]]

@@ -13,6 +13,33 @@ MIXERS: dict[str, dict[str, Any]] = {
     "attention": {"type": "attention", "num_heads": 4},
     "attention-gqa": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
     "attention-nope": {"type": "attention", "num_heads": 2, "position": {"type": "none"}},
+    "attention-yarn": {
+        "type": "attention",
+        "num_heads": 2,
+        "position": {"type": "yarn", "theta": 50, "factor": 3, "trained_context": 12},
+    },
+    "attention-alibi": {
+        "type": "attention",
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "position": {"type": "alibi"},
+    },
+    "attention-window": {"type": "attention", "num_heads": 2, "window": 5, "sinks": 2},
+    "attention-window-alibi": {
+        "type": "attention",
+        "num_heads": 2,
+        "window": 3,
+        "sinks": 1,
+        "position": {"type": "alibi"},
+    },
+    "attention-window-nope": {
+        "type": "attention",
+        "num_heads": 4,
+        "num_kv_heads": 1,
+        "window": 4,
+        "sinks": 0,
+        "position": {"type": "none"},
+    },
 }
 FFNS: dict[str, dict[str, Any]] = {
     "swiglu": {"type": "swiglu", "hidden_dim": 20},

@@ -12,8 +12,8 @@ from tests.nn.menu import CONFIGS, VOCAB, awake
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.decode import MAX_BATCH
 from valkyrie_core.nn import decode
-from valkyrie_core.nn.attention import KVState
 from valkyrie_core.nn.decode import Decoder, ModuleStep
+from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
 from valkyrie_core.nn.rwkv import ChannelMix
 from valkyrie_core.nn.state import LMState

@@ -18,7 +18,8 @@ from valkyrie_core.kernels import announce, attention, build
 from valkyrie_core.kernels.attention import blocked_attention
 from valkyrie_core.kernels.gated import silu_times, silu_times_naive
 from valkyrie_core.kernels.norm_rope import norm_rope
-from valkyrie_core.nn.attention import PADDING, rope_angles, turn
+from valkyrie_core.nn.kv_cache import PADDING
+from valkyrie_core.nn.position import Angles, RopeConfig, rope_angles, rotation, turn
 from valkyrie_core.nn.model import HybridLM
 
 
@@ -152,20 +153,24 @@ def same_for_all_threads(run: Callable[[], list[Tensor]]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
+def angles_of(pos_BT: Tensor, head_dim: int, dtype: torch.dtype) -> Angles:
+    turning = rotation(RopeConfig(theta=100.0), head_dim, dtype)
+    assert turning is not None
+    return rope_angles(pos_BT, turning)
+
+
 def naive_norm_rope(x_BTNH: Tensor, weight_H: Tensor, pos_BT: Tensor | None, eps: float) -> Tensor:
     norm = F.rms_norm(x_BTNH, (x_BTNH.shape[-1],), weight_H, eps)
     if pos_BT is None:
         return norm
-    angles = rope_angles(pos_BT, x_BTNH.shape[-1], 100.0, x_BTNH.dtype)
+    angles = angles_of(pos_BT, x_BTNH.shape[-1], x_BTNH.dtype)
     return turn(norm.transpose(1, 2), angles).transpose(1, 2)
 
 
 def native_norm_rope(x_BTNH: Tensor, weight_H: Tensor, pos_BT: Tensor | None, eps: float) -> Tensor:
     if pos_BT is None:
         return norm_rope(x_BTNH, weight_H, None, None, eps)
-    return norm_rope(
-        x_BTNH, weight_H, *rope_angles(pos_BT, x_BTNH.shape[-1], 100.0, torch.float32), eps
-    )
+    return norm_rope(x_BTNH, weight_H, *angles_of(pos_BT, x_BTNH.shape[-1], torch.float32), eps)
 
 
 def norm_rope_case(H: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -239,7 +244,7 @@ def test_torch_knows_the_operators() -> None:
     ops = torch.ops.valkyrie
     torch.library.opcheck(ops.attention.default, (*leaves, segment_BT.int()), rtol=0.1, atol=0.1)
     x, weight, _, pos_BT = norm_rope_case(8)
-    angles = rope_angles(pos_BT, 8, 100.0, torch.float32)
+    angles = angles_of(pos_BT, 8, torch.float32)
     args = (x.requires_grad_(), weight.requires_grad_(), *angles, 1e-5)
     torch.library.opcheck(ops.norm_rope.default, args)
     torch.library.opcheck(

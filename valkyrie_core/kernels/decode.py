@@ -92,6 +92,9 @@ class Attention(ctypes.Structure):
         ("norm", Norm),
         *((name, Matrix) for name in ("query", "key", "value", "output")),
         *((name, _pointer) for name in ("query_norm", "key_norm", "frequency")),
+        ("turn_scale", _float),
+        *((name, _int) for name in ("window", "sinks")),
+        ("slopes", _pointer),
     ]
 
 
@@ -99,7 +102,7 @@ class Cache(ctypes.Structure):
     """Keys and values that attention reads, and the place where it writes."""
 
     _fields_ = [
-        *((name, _pointer) for name in ("k", "v", "segment")),
+        *((name, _pointer) for name in ("k", "v", "segment", "position")),
         ("length", ctypes.c_int64),
         ("room", ctypes.c_int64),
         ("bf16", _int),

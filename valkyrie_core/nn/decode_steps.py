@@ -18,9 +18,12 @@ from torch.nn import functional as F
 
 from valkyrie_core.kernels import decode as kernel
 from valkyrie_core.kernels.arena import Arena
-from valkyrie_core.nn.attention import Attention, KVState, append
+from valkyrie_core.nn import kv_cache
+from valkyrie_core.nn.attention import Attention
 from valkyrie_core.nn.ffn import SwiGLU
+from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.position import rotation
 from valkyrie_core.nn.rwkv import RWKV7, ChannelMix, TimeMixState
 from valkyrie_core.nn.state import Ctx
 from valkyrie_core.nn.weights import Weights
@@ -248,18 +251,15 @@ class SwiGLUStep(_Native):
 
 
 class AttentionStep(_Native):
-    """Grouped-query attention; writes into the buffers that `append` makes room in."""
+    """Grouped-query attention; writes into the buffers that the cache makes room in."""
 
     def __init__(self, norm: nn.Module, mixer: Attention, weights: Weights, arena: Arena) -> None:
         super().__init__(weights, arena, kernel.layers_library(), "attention")
         H, N, K = mixer.head_dim, mixer.num_heads, mixer.num_kv_heads
         pack = self._pack
-        turned, frequency = 0, torch.ones(0)
-        if mixer.theta is not None:
-            # the same fp32 numbers as in `rotate`
-            turned = H // 2 * 2
-            half = torch.arange(H // 2, dtype=torch.float32)
-            frequency = mixer.theta ** (-half / (H // 2))
+        turning = rotation(mixer.position, H, torch.float32)
+        turned = 0 if turning is None else H // 2 * 2
+        frequency, scale = (torch.ones(0), 1.0) if turning is None else turning
         self._keep(
             kernel.Attention(
                 *(N * H, N, K, H, turned, _eps(mixer.query_norm)),
@@ -271,9 +271,14 @@ class AttentionStep(_Native):
                 query_norm=pack.vector(mixer.query_norm.weight),
                 key_norm=pack.vector(mixer.key_norm.weight),
                 frequency=pack.vector(frequency),
+                turn_scale=scale,
+                window=mixer.window or 0,
+                sinks=mixer.sinks,
+                slopes=None if mixer.slopes_N is None else pack.vector(mixer.slopes_N.float()),
             )
         )
         self._shape = (K, 1, H)
+        self._trimmed = mixer.trimmed
 
     def __call__(
         self, x_BD: Tensor, state: KVState, ctx: Ctx, queue: kernel.Queue
@@ -282,11 +287,13 @@ class AttentionStep(_Native):
         dtype = state.k_BKSH.dtype
         # takes a place in the cache as it does for the module; the native code fills it
         place = torch.zeros(queue.B, *self._shape, dtype=dtype)
-        new = append(state, place, place, ctx.segment_BT)
+        state = self._trimmed(state, ctx)
+        new = kv_cache.append(state, place, place, ctx.segment_BT, ctx.pos_BT)
         cache = kernel.Cache(
             new.k_BKSH.data_ptr(),
             new.v_BKSH.data_ptr(),
             new.segment_BS.data_ptr(),
+            new.pos_BS.data_ptr(),
             *(state.length, new.k_BKSH.shape[2], dtype is torch.bfloat16),
         )
         position_B, y_BD = ctx.pos_BT.contiguous(), torch.empty_like(x_BD)

@@ -32,12 +32,15 @@ struct Attention {
   Matrix query, key, value, output;
   const float *query_norm, *key_norm;  // [H]
   const float* frequency;              // [turned / 2]
+  float turn_scale;                    // what queries and keys are multiplied by where they turn
+  int32_t window, sinks;               // 0: no window
+  const float* slopes;                 // [heads], or null: distance is no penalty
 };
 
 // Keys and values [B, K, room, H] in fp32 or bf16; `length` places are filled, one more is written.
 struct Cache {
   void *k, *v;
-  const int64_t* segment;  // [B, room], this token's included
+  const int64_t *segment, *position;  // [B, room], this token's included
   int64_t length, room;
   int32_t bf16;
 };
@@ -66,10 +69,11 @@ struct AttentionShared {
 struct AttentionOwn {
   Source normed;
   int16_t* rounded;
-  float *q, *k, *scores, *part;
+  float *q, *sink_q, *k, *scores, *part;
   AttentionOwn(const Attention& m, Scratch& s, int B, int64_t length)
       : normed(s, B, m.dim), rounded(s.take<int16_t>(B * padded(m.dim))),
-        q(s.take<float>(m.head_dim)), k(s.take<float>(m.head_dim)),
+        q(s.take<float>(m.head_dim)), sink_q(s.take<float>(m.head_dim)),
+        k(s.take<float>(m.head_dim)),
         scores(s.take<float>(padded(length + 1))), part(s.take<float>(256)) {}
 };
 
@@ -85,7 +89,8 @@ inline void norm_and_turn(const Attention& m, const float* x, const float* weigh
     store<W>(out + i, load<W>(x + i) * scale * load<W>(weight + i));
   const int half = m.turned / 2;
   for (int i = 0; i < half; i++) {
-    const float angle = position * m.frequency[i], cosine = std::cos(angle), sine = std::sin(angle);
+    const float angle = position * m.frequency[i];
+    const float cosine = std::cos(angle) * m.turn_scale, sine = std::sin(angle) * m.turn_scale;
     const float first = out[i], second = out[i + half];
     out[i] = first * cosine - second * sine;
     out[i + half] = first * sine + second * cosine;
@@ -129,10 +134,20 @@ inline void attend(const Attention& m, const Cache& cache, int b, int n, const A
   score<W>(own.q, keys, past, H, own.part, scores);
   score<W>(own.q, own.k, 1, H, own.part, scores + past);
   const int64_t* segment = cache.segment + int64_t(b) * cache.room;
-  const float scale = 1.f / std::sqrt(float(H));
+  const int64_t* at = cache.position + int64_t(b) * cache.room;
+  const float scale = 1.f / std::sqrt(float(H)), slope = m.slopes ? m.slopes[n] : 0.f;
+  // a sink that is far away is seen as if it were just before the window
+  const int64_t now = at[past], near = m.window + m.sinks - 1;
+  const bool far = m.window > 0 && now > near;
+  if (far) norm_and_turn<W>(m, all.q[b] + n * H, m.query_norm, float(near), own.sink_q);
   float most = scores[past] * scale;
   for (int64_t s = 0; s < past; s++) {
-    scores[s] = segment[s] == segment[past] ? scores[s] * scale : -INFINITY;
+    const bool sink = far && at[s] < m.sinks;
+    const bool seen = segment[s] == segment[past] &&
+                      (m.window == 0 || now - at[s] < m.window || at[s] < m.sinks);
+    if (sink && seen) score<W>(own.sink_q, keys + s * H, 1, H, own.part, scores + s);
+    const float distance = float((sink ? near : now) - at[s]);
+    scores[s] = seen ? scores[s] * scale - slope * distance : -INFINITY;
     most = scores[s] > most ? scores[s] : most;
   }
   scores[past] *= scale;

@@ -19,8 +19,8 @@ from valkyrie_core.kernels.attention import blocked_attention
 from valkyrie_core.kernels.gated import silu_times, silu_times_naive
 from valkyrie_core.kernels.norm_rope import norm_rope
 from valkyrie_core.nn.kv_cache import PADDING
-from valkyrie_core.nn.position import Angles, RopeConfig, rope_angles, rotation, turn
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.position import Angles, RopeConfig, rope_angles, rotation, turn
 
 
 def reason() -> str | None:

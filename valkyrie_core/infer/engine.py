@@ -161,6 +161,18 @@ class Engine:
         with _evaluating(decoder.model):
             return Prefilled(*decoder.step(tokens_B.to(self.device), state))
 
+    @torch.inference_mode()
+    def token_losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, state: LMState
+    ) -> tuple[Tensor, LMState]:
+        """Reads one window: the loss [B, T] in nats of every target (-100: 0), and the state."""
+        decoder = self._current_decoder()
+        self.tokens_read += tokens_BT.numel()
+        with _evaluating(decoder.model):
+            return decoder.token_losses(
+                tokens_BT.to(self.device), targets_BT.to(self.device), state
+            )
+
     def generate(
         self,
         prompt: Sequence[int],

@@ -109,6 +109,13 @@ class Decoder:
             logits_BV = self.model.head(x_BTD[rows_B, index_B])
         return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)), state
 
+    def token_losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, state: LMState
+    ) -> tuple[Tensor, LMState]:
+        """Reads a window: the loss [B, T] of every target as `HybridLM.token_losses`, the state."""
+        with _autocast(tokens_BT.device, self.precision):
+            return self.model.token_losses(tokens_BT, targets_BT, state)
+
     def takes_steps(self, num_rows: int) -> bool:
         """Whether single tokens of so many rows run in native steps."""
         if not self._packed:

@@ -159,6 +159,92 @@ class EvalReport(Report):
     """The scores, by corpus."""
 
 
+class PositionScore(Part):
+    """The loss of the tokens at some positions of a text that was read from its beginning."""
+
+    start: int
+    """The first of the positions; that of the text's first token is 0."""
+    end: int
+    """The position after the last."""
+    bpb: float | None
+    """Bits per byte; None where the tokens stand for no text."""
+
+
+class ContextScore(Part):
+    """The loss of the targets, which are the same for every context."""
+
+    context: int
+    """Tokens that were read before the first target of a stretch."""
+    bpb: float
+    """Bits per byte."""
+
+
+class LengthCost(Part):
+    """What reading cost up to a length."""
+
+    length: int
+    """Tokens read."""
+    tokens_per_second: float
+    """Since the length before."""
+    peak_bytes: int | None
+    """The most memory that the process held so far; None where the system does not tell."""
+    state_bytes: int
+    """Of the recurrent layers' states."""
+    cache_bytes: int
+    """Of attention's keys and values."""
+
+
+class EffectiveContext(Part):
+    """The longest context at which more context still lowered the loss."""
+
+    tokens: int
+    """Longer contexts are not surely better than this one; this one is than shorter ones."""
+    low: int
+    """In 90 % of the resamples the best context is between this one ..."""
+    high: int
+    """... and this one."""
+
+
+class LongContextReport(Report):
+    """One long text: losses by position and by context, speed and memory by length."""
+
+    schema_: Literal["valkyrie.long_context/1"] = Field(
+        default="valkyrie.long_context/1", alias="schema"
+    )
+    run: str
+    """The run's name."""
+    step: int
+    """The step of the checkpoint that was read."""
+    parameters: int
+    """Parameters of the model."""
+    text: str
+    """What was read."""
+    text_tokens: int
+    """Tokens of the whole text."""
+    context: int
+    """The longest context, and how many tokens were read from the beginning."""
+    trained_context: int
+    """Tokens of a training window."""
+    chunk: int
+    """Tokens that were read at once."""
+    precision: str
+    """What the matrix products were computed in."""
+    weights: Weights
+    """The format of the matrices."""
+    seconds: float
+    """How long all of it took."""
+    by_position: list[PositionScore]
+    """Read once from the beginning, the state carried."""
+    by_context: list[ContextScore]
+    """The same targets from contexts of several lengths."""
+    targets: int
+    """Tokens that every context is scored on."""
+    effective_length: EffectiveContext
+    """How much context helps."""
+    memory: list[LengthCost]
+    """Speed and memory by length."""
+
+
 class Sampling(Part):
     """How tokens were drawn."""
 

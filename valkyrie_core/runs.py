@@ -27,6 +27,7 @@ from valkyrie_core.report import (
     DoctorReport,
     EvalReport,
     GenerateReport,
+    LongContextReport,
     Sampling,
     TokenizerBuildReport,
     TokenizerEvalReport,
@@ -161,6 +162,45 @@ def evaluate(
 
     return evaluate_run(
         find_run(run, runs_dir), context=context, weights=weights, progress=progress
+    )
+
+
+def evaluate_long_context(
+    run: str | Path | None = None,
+    context: int = 16_384,
+    *,
+    runs_dir: str | Path = "runs",
+    chunk: int = 1024,
+    text: str | Path | None = None,
+    weights: Weights = "fp32",
+    keep: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> LongContextReport:
+    """How a run reads a long text: losses by position and context, speed and memory by length.
+
+    Args:
+        context: tokens that are read from the beginning, and the longest context that is compared.
+        chunk: tokens that are read at once; changes memory and speed, not the losses.
+        text: a file to read; left out, the run's longest validation document, or the Python
+            documentation where that is too short.
+        keep: writes `long_context.json` and `long_context.png` into the run's directory.
+        progress: called with what is read, the tokens read so far, and their total.
+
+    Raises:
+        MissingError: there is no such run or text.
+        UsageError: the context is too short, or longer than the text.
+        CheckpointError: no checkpoint is valid.
+    """
+    from valkyrie_core.runs_long_context import read_long
+
+    return read_long(
+        find_run(run, runs_dir),
+        context,
+        chunk=chunk,
+        text=None if text is None else Path(text),
+        weights=weights,
+        keep=keep,
+        told=progress,
     )
 
 

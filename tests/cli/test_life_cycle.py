@@ -101,6 +101,45 @@ def test_eval_says_what_the_score_is_worth(cli: Cli, runs_dir: Path) -> None:
     assert "tiny-hybrid" in plain.out
 
 
+def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> None:
+    args = ("eval", "tiny-hybrid", "--runs-dir", str(runs_dir), "--long-context", "1024")
+    outcome = cli(*args, "--chunk", "100", "--json")
+    assert outcome.code == 0, outcome.err
+    report = outcome.json
+    assert report["schema"] == "valkyrie.long_context/1"
+    assert [x["context"] for x in report["by_context"]] == [256, 512, 1024]
+    assert [x["end"] for x in report["by_position"]] == [256, 512, 1024]
+    assert [x["length"] for x in report["memory"]] == [256, 512, 1024]
+    assert report["memory"][0]["cache_bytes"] < report["memory"][2]["cache_bytes"]
+    run = runs_dir / "tiny-hybrid"
+    kept = json.loads((run / "long_context.json").read_text(encoding="utf-8"))
+    assert kept["by_context"] == report["by_context"]
+    assert (run / "long_context.png").read_bytes().startswith(b"\x89PNG")
+
+    book = tmp_path / "book.txt"
+    book.write_text("A short sentence, again and again. " * 40, encoding="utf-8")
+    own = cli(*args, "--text", str(book))
+    assert own.code == 0, own.err
+    assert str(book.name) in own.out
+    book.write_bytes(b"\xff\xfe")
+    for wrong, code in (
+        (("--text", str(book)), 2),
+        (("--text", str(tmp_path / "none")), 4),
+        (("--chunk", "0"), 2),
+    ):
+        assert cli(*args, *wrong).code == code
+    assert cli(*args[:-1], "100").code == 2
+    assert cli("eval", "--runs-dir", str(runs_dir), "--text", str(book)).code == 2
+
+
+def test_a_text_that_is_too_short_is_replaced_and_said(cli: Cli, runs_dir: Path) -> None:
+    args = ("eval", "--runs-dir", str(runs_dir), "--long-context", "16384", "--json")
+    outcome = cli(*args)
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["text"] == "the Python documentation"
+    assert "longest validation document has" in outcome.err
+
+
 def test_generate_is_a_function_of_seed_and_prompt(cli: Cli, runs_dir: Path) -> None:
     def generate(*args: str, stdin: str = "") -> str:
         common = ("--runs-dir", str(runs_dir), "--max-tokens", "12", "--json")

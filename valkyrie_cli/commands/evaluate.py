@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,7 +23,7 @@ from valkyrie_core.report import Weights
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from valkyrie_core.report import EvalReport
+    from valkyrie_core.report import EvalReport, LongContextReport
 
 BASELINES = {
     "uniform": "every byte alike",
@@ -41,6 +42,20 @@ def evaluate(
             help="Score the model with its matrices in bf16 or int8, beside what was trained.",
         ),
     ] = "fp32",
+    long_context: Annotated[
+        int | None,
+        typer.Option(
+            "--long-context",
+            metavar="N",
+            help="Read one text of N tokens instead: losses, speed and memory by length.",
+        ),
+    ] = None,
+    chunk: Annotated[
+        int, typer.Option("--chunk", help="With --long-context: tokens that are read at once.")
+    ] = 1024,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="With --long-context: a file to read.")
+    ] = None,
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -56,11 +71,29 @@ def evaluate(
       valkyrie eval quickstart
       valkyrie eval quickstart --json
       valkyrie eval --weights int8
+      valkyrie eval --long-context 16384
+      valkyrie eval quickstart --long-context 4096 --text BOOK.txt
     """
     from valkyrie_core import runs
+    from valkyrie_core.errors import UsageError
 
+    if long_context is None and text is not None:
+        raise UsageError("--text is read with --long-context only")
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
+    if long_context is not None:
+        with ReadingDisplay() as display:
+            found = runs.evaluate_long_context(
+                place.path,
+                long_context,
+                chunk=chunk,
+                text=text,
+                weights=weights,
+                progress=display.show,
+            )
+        emit(found, as_json=as_json, human=lambda console: _draw_long(found, console))
+        say(f"kept in {place.path}: long_context.json, long_context.png", style="dim")
+        return
     with ReadingDisplay() as display:
         report = runs.evaluate(place.path, weights=weights, progress=display.show)
     emit(report, as_json=as_json, human=lambda console: _draw(report, console))
@@ -85,3 +118,37 @@ def _draw(report: EvalReport, console: Console) -> None:
     for name, score in report.corpora.items():
         for note in score.notes:
             say(f"{name}: {note}", style="dim")
+
+
+def _draw_long(report: LongContextReport, console: Console) -> None:
+    console.print(
+        f"{report.run}, step {report.step}, {human_count(report.parameters)} parameters, trained "
+        f"on {report.trained_context} tokens at a time, {human_seconds(report.seconds)}"
+    )
+    console.print(f"text: {report.text}, {report.text_tokens:,} tokens", markup=False)
+    numbers = ["tokens", "from this context", "up to here", "tokens/s", "peak", "state", "cache"]
+    table = make_table(*numbers, right=numbers)
+    contexts = {x.context: x.bpb for x in report.by_context}
+    positions = {x.end: x.bpb for x in report.by_position}
+    for cost in report.memory:
+        position = positions.get(cost.length)
+        table.add_row(
+            f"{cost.length:,}",
+            f"{contexts[cost.length]:.4f}",
+            "-" if position is None else f"{position:.4f}",
+            f"{cost.tokens_per_second:,.0f}",
+            "-" if cost.peak_bytes is None else _size(cost.peak_bytes),
+            _size(cost.state_bytes),
+            _size(cost.cache_bytes),
+        )
+    console.print(table)
+    best = report.effective_length
+    console.print(
+        f"Bits per byte: {report.targets} tokens from contexts of each length, the same for all; "
+        "and the tokens of a text read once, from the length before up to here.\n"
+        f"More context helps up to {best.tokens:,} tokens (90 %: {best.low:,} to {best.high:,})."
+    )
+
+
+def _size(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB" if size >= 1 << 20 else f"{size / (1 << 10):,.1f} KiB"

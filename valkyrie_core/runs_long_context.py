@@ -1,0 +1,97 @@
+"""Reading a long text with a run, with all parts wired together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from valkyrie_core.data.cache import write_synced
+from valkyrie_core.data.dataset import prepare
+from valkyrie_core.data.packing import token_lengths
+from valkyrie_core.errors import ResourceError, UsageError
+from valkyrie_core.evaluate import long_context as reading
+from valkyrie_core.evaluate.long_figure import draw_long_context
+from valkyrie_core.evaluate.long_text import choose, read_file
+from valkyrie_core.infer.engine import Engine
+from valkyrie_core.inventory import RunPlace
+from valkyrie_core.report import (
+    ContextScore,
+    EffectiveContext,
+    LengthCost,
+    LongContextReport,
+    PositionScore,
+    Weights,
+)
+from valkyrie_core.runs import precision_of
+from valkyrie_core.runs_train import tell_now_and_then
+from valkyrie_core.train.device import resolve_precision
+from valkyrie_core.train.load import load_run
+
+PICTURE, REPORT = "long_context.png", "long_context.json"
+
+
+def read_long(
+    place: RunPlace,
+    context: int,
+    *,
+    chunk: int,
+    text: Path | None,
+    weights: Weights,
+    keep: bool,
+    told: reading.Told | None,
+) -> LongContextReport:
+    """See `valkyrie_core.runs.evaluate_long_context`."""
+    if context < reading.SHORTEST:
+        raise UsageError(f"a long context has at least {reading.SHORTEST} tokens, not {context}")
+    if chunk < 1:
+        raise UsageError(f"a chunk has at least 1 token, not {chunk}")
+    began = time.perf_counter()
+    model, tokenizer, recipe, checkpoint = load_run(place.path)
+    # a first token that begins the text, the context, and what is predicted after it
+    needed = context + reading.STRETCH + 1
+    if text is None:
+        dataset = prepare(recipe.data, tokenizer=tokenizer, progress=tell_now_and_then())
+        found = choose(dataset, needed)
+    else:
+        found = read_file(text, tokenizer, needed)
+    precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
+    if weights != "fp32":
+        precision = precision_of(weights, model)
+    engine = Engine(model, weights=weights, precision=precision, chunk_len=chunk)
+    lengths = token_lengths(tokenizer)
+    carried = reading.read_carried(engine, found.tokens_T[: context + 1], chunk=chunk, told=told)
+    by_context = reading.read_by_context(
+        engine, found.tokens_T, lengths, longest=context, told=told
+    )
+    best = reading.effective_length(by_context)
+    report = LongContextReport(
+        run=place.name,
+        step=checkpoint.step,
+        parameters=model.num_parameters(),
+        text=found.name,
+        text_tokens=len(found.tokens_T),
+        context=context,
+        trained_context=recipe.train.context_len,
+        chunk=chunk,
+        precision=precision,
+        weights=weights,
+        seconds=time.perf_counter() - began,
+        by_position=[
+            PositionScore(start=start, end=end, bpb=bpb)
+            for start, end, bpb in reading.by_position(carried.nats_T, found.tokens_T, lengths)
+        ],
+        by_context=[
+            ContextScore(context=length, bpb=float(bpb))
+            for length, bpb in zip(by_context.contexts, by_context.bits_per_byte(), strict=True)
+        ],
+        targets=by_context.nats_CM.shape[1] * reading.STRETCH,
+        effective_length=EffectiveContext(tokens=best.tokens, low=best.low, high=best.high),
+        memory=[LengthCost(**mark._asdict()) for mark in carried.marks],
+    )
+    if keep:
+        try:
+            write_synced(place.path / PICTURE, draw_long_context(report))
+            write_synced(place.path / REPORT, report.model_dump_json(indent=1).encode())
+        except OSError as error:
+            raise ResourceError(f"{place.path} can't be written: {error}") from error
+    return report

@@ -50,7 +50,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "plan": BASE,
     "train": BASE | {"nn", "data", "recipe", "report", "plan"},
     "infer": BASE | {"nn", "data", "report"},
-    "evaluate": BASE | {"nn", "data", "report"},
+    "evaluate": BASE | {"nn", "data", "report", "infer", "plan"},
 }
 
 

@@ -194,6 +194,29 @@ class LengthCost(Part):
     """Of attention's keys and values."""
 
 
+class RecallScore(Part):
+    """Whether facts in a text of some length are found."""
+
+    task: Literal["passkey", "needles", "mqar", "variables"]
+    """What was asked; see `valkyrie_core.evaluate.recall`."""
+    length: int
+    """Tokens of the text, the question not counted."""
+    depth: float | None
+    """Where the fact stands, from 0 (first) to 1 (last); None: all depths together."""
+    questions: int
+    """How many were asked."""
+    first: float
+    """The share of questions whose right answer is the likeliest candidate."""
+    mean_rank: float
+    """Of the right answer among the candidates; 0 is the best."""
+    written: float
+    """The share of right answers that the model writes by itself."""
+    chance: float
+    """The share that guessing among the candidates gets."""
+    constant: float
+    """The share that one word gets, the best one for all lengths of the task."""
+
+
 class EffectiveContext(Part):
     """The longest context at which more context still lowered the loss."""
 
@@ -241,6 +264,8 @@ class LongContextReport(Report):
     """Tokens that every context is scored on."""
     effective_length: EffectiveContext
     """How much context helps."""
+    recall: list[RecallScore]
+    """Facts that were found, by task, length and depth."""
     memory: list[LengthCost]
     """Speed and memory by length."""
 

@@ -12,6 +12,7 @@ from valkyrie_core.errors import ResourceError, UsageError
 from valkyrie_core.evaluate import long_context as reading
 from valkyrie_core.evaluate.long_figure import draw_long_context
 from valkyrie_core.evaluate.long_text import choose, read_file
+from valkyrie_core.evaluate.recall import measure_recall, summarise
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.report import (
@@ -20,6 +21,7 @@ from valkyrie_core.report import (
     LengthCost,
     LongContextReport,
     PositionScore,
+    RecallScore,
     Weights,
 )
 from valkyrie_core.runs import precision_of
@@ -64,6 +66,9 @@ def read_long(
         engine, found.tokens_T, lengths, longest=context, told=told
     )
     best = reading.effective_length(by_context)
+    answers = measure_recall(
+        engine, tokenizer, found.tokens_T[1:].tolist(), by_context.contexts, told=told
+    )
     report = LongContextReport(
         run=place.name,
         step=checkpoint.step,
@@ -86,6 +91,7 @@ def read_long(
         ],
         targets=by_context.nats_CM.shape[1] * reading.STRETCH,
         effective_length=EffectiveContext(tokens=best.tokens, low=best.low, high=best.high),
+        recall=[RecallScore(**score._asdict()) for score in summarise(answers)],
         memory=[LengthCost(**mark._asdict()) for mark in carried.marks],
     )
     if keep:

@@ -111,6 +111,8 @@ def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> Non
     assert [x["end"] for x in report["by_position"]] == [256, 512, 1024]
     assert [x["length"] for x in report["memory"]] == [256, 512, 1024]
     assert report["memory"][0]["cache_bytes"] < report["memory"][2]["cache_bytes"]
+    assert {x["task"] for x in report["recall"]} == {"passkey", "needles", "mqar", "variables"}
+    assert {x["depth"] for x in report["recall"]} == {None, 0.0, 0.25, 0.5, 0.75, 1.0}
     run = runs_dir / "tiny-hybrid"
     kept = json.loads((run / "long_context.json").read_text(encoding="utf-8"))
     assert kept["by_context"] == report["by_context"]

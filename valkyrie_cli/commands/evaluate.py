@@ -23,7 +23,7 @@ from valkyrie_core.report import Weights
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from valkyrie_core.report import EvalReport, LongContextReport
+    from valkyrie_core.report import EvalReport, LongContextReport, RecallScore
 
 BASELINES = {
     "uniform": "every byte alike",
@@ -148,6 +148,29 @@ def _draw_long(report: LongContextReport, console: Console) -> None:
         "and the tokens of a text read once, from the length before up to here.\n"
         f"More context helps up to {best.tokens:,} tokens (90 %: {best.low:,} to {best.high:,})."
     )
+    _draw_recall([x for x in report.recall if x.depth is None], console)
+
+
+def _draw_recall(scores: list[RecallScore], console: Console) -> None:
+    lengths = list(dict.fromkeys(x.length for x in scores))
+    columns = [*(f"{x:,}" for x in lengths), "same word"]
+    table = make_table("found at", *columns, right=columns)
+    for task in dict.fromkeys(x.task for x in scores):
+        by_length = {x.length: x for x in scores if x.task == task}
+        cells = [
+            f"{by_length[x].first:.0%} ({by_length[x].written:.0%})" if x in by_length else "-"
+            for x in lengths
+        ]
+        asked = sum(x.questions for x in by_length.values())
+        same = sum(x.constant * x.questions for x in by_length.values()) / asked
+        table.add_row(task, *cells, f"{same:.0%}")
+    console.print(table)
+    if scores:
+        console.print(
+            "Found: questions whose right answer is the likeliest of "
+            f"{round(1 / scores[0].chance)} candidates (guessing finds {scores[0].chance:.0%}); in "
+            "brackets those that the model answers by itself. -: the facts alone are longer."
+        )
 
 
 def _size(size: int) -> str:

@@ -45,6 +45,8 @@ WORDS = (
 """Keys and values are drawn from these."""
 CANDIDATES = 16
 """Answers that are ranked, the right one among them."""
+EQUAL = 1e-6
+"""Nats per token between which scores are equal: they come from sums in fp32."""
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIRS, ASKED_PAIRS = 16, 4
 HOPS = 3
@@ -202,7 +204,7 @@ def ask(
         scores[candidate] = score / len(answer)
     right = scores[question.answer]
     # candidates that are as likely count as likelier: a model that knows nothing finds nothing
-    rank = sum(score >= right for score in scores.values()) - 1
+    rank = sum(score >= right - EQUAL for score in scores.values()) - 1
     return rank, _writes(engine, asked, _encode(tokenizer, (f" {question.answer}",)))
 
 

@@ -36,6 +36,12 @@ Weights = Literal["fp32", "bf16", "int8"]
 """The format of a model's matrices; fp32 is what was trained."""
 
 
+KVFormat = Literal["computed", "int8"]
+"""How keys and values are kept."""
+RecurrentFormat = Literal["computed", "bf16", "int8"]
+"""How recurrent states are kept."""
+
+
 class SplitCounts(Part):
     """How much text one split of a corpus holds."""
 
@@ -228,8 +234,25 @@ class EffectiveContext(Part):
     """... and this one."""
 
 
-class LongContextReport(Report):
-    """One long text: losses by position and by context, speed and memory by length."""
+class LongReading(Part):
+    """What a model made of one long text."""
+
+    by_position: list[PositionScore]
+    """Read once from the beginning, the state carried."""
+    by_context: list[ContextScore]
+    """The same targets from contexts of several lengths."""
+    effective_length: EffectiveContext
+    """How much context helps."""
+    recall: list[RecallScore]
+    """Facts that were found, by task, length and depth."""
+    memory: list[LengthCost]
+    """Speed and memory by length."""
+
+
+class LongContextReport(LongReading):
+    """One long text: losses by position and by context, recall, speed and memory by length."""
+
+    model_config = Report.model_config
 
     schema_: Literal["valkyrie.long_context/1"] = Field(
         default="valkyrie.long_context/1", alias="schema"
@@ -254,20 +277,14 @@ class LongContextReport(Report):
     """What the matrix products were computed in."""
     weights: Weights
     """The format of the matrices."""
-    seconds: float
-    """How long all of it took."""
-    by_position: list[PositionScore]
-    """Read once from the beginning, the state carried."""
-    by_context: list[ContextScore]
-    """The same targets from contexts of several lengths."""
     targets: int
     """Tokens that every context is scored on."""
-    effective_length: EffectiveContext
-    """How much context helps."""
-    recall: list[RecallScore]
-    """Facts that were found, by task, length and depth."""
-    memory: list[LengthCost]
-    """Speed and memory by length."""
+    changes: dict[str, int | float | str] = {}
+    """What was changed in the run's model: kv_window, kv_dtype, state_dtype, yarn."""
+    as_trained: LongReading | None = None
+    """The same without these changes: their price; None without changes."""
+    seconds: float
+    """How long all of it took."""
 
 
 class Sampling(Part):

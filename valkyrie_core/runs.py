@@ -27,7 +27,9 @@ from valkyrie_core.report import (
     DoctorReport,
     EvalReport,
     GenerateReport,
+    KVFormat,
     LongContextReport,
+    RecurrentFormat,
     Sampling,
     TokenizerBuildReport,
     TokenizerEvalReport,
@@ -52,6 +54,7 @@ __all__ = [
     "chat_report",
     "doctor",
     "evaluate",
+    "evaluate_long_context",
     "evaluate_tokenizer",
     "find_run",
     "generate",
@@ -173,7 +176,11 @@ def evaluate_long_context(
     chunk: int = 1024,
     text: str | Path | None = None,
     weights: Weights = "fp32",
-    keep: bool = True,
+    kv_window: int | None = None,
+    kv_dtype: KVFormat = "computed",
+    state_dtype: RecurrentFormat = "computed",
+    yarn: float | None = None,
+    save: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> LongContextReport:
     """How a run reads a long text: losses by position and context, speed and memory by length.
@@ -183,7 +190,10 @@ def evaluate_long_context(
         chunk: tokens that are read at once; changes memory and speed, not the losses.
         text: a file to read; left out, the run's longest validation document, or the Python
             documentation where that is too short.
-        keep: writes `long_context.json` and `long_context.png` into the run's directory.
+        kv_window, kv_dtype, state_dtype: how the state is kept; see `nn.state_format.StateFormat`.
+        yarn: stretches rotary positions by this factor. With any of these four the model is read
+            as it was trained as well, and the report says what they cost.
+        save: writes `long_context.json` and `long_context.png` into the run's directory.
         progress: called with what is read, the tokens read so far, and their total.
 
     Raises:
@@ -191,7 +201,13 @@ def evaluate_long_context(
         UsageError: the context is too short, or longer than the text.
         CheckpointError: no checkpoint is valid.
     """
+    from valkyrie_core.nn.state_format import StateFormat
     from valkyrie_core.runs_long_context import read_long
+
+    if kv_window is not None and kv_window < 1:
+        raise UsageError(f"a window has at least 1 token, not {kv_window}")
+    if yarn is not None and not yarn >= 1:
+        raise UsageError(f"YaRN stretches by a factor of at least 1, not {yarn}")
 
     return read_long(
         find_run(run, runs_dir),
@@ -199,7 +215,9 @@ def evaluate_long_context(
         chunk=chunk,
         text=None if text is None else Path(text),
         weights=weights,
-        keep=keep,
+        kept=StateFormat(kv_window=kv_window, kv_dtype=kv_dtype, state_dtype=state_dtype),
+        yarn=yarn,
+        save=save,
         told=progress,
     )
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from valkyrie_core.data.cache import write_synced
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.packing import token_lengths
+from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.errors import ResourceError, UsageError
 from valkyrie_core.evaluate import long_context as reading
 from valkyrie_core.evaluate.long_figure import draw_long_context
@@ -15,11 +19,21 @@ from valkyrie_core.evaluate.long_text import choose, read_file
 from valkyrie_core.evaluate.recall import measure_recall, summarise
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.inventory import RunPlace
+from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.position import RopeConfig
+from valkyrie_core.nn.rwkv import RWKV7
+from valkyrie_core.nn.state_format import (
+    StateFormat,
+    attention_layers,
+    limit_windows,
+    stretch_positions,
+)
 from valkyrie_core.report import (
     ContextScore,
     EffectiveContext,
     LengthCost,
     LongContextReport,
+    LongReading,
     PositionScore,
     RecallScore,
     Weights,
@@ -39,7 +53,9 @@ def read_long(
     chunk: int,
     text: Path | None,
     weights: Weights,
-    keep: bool,
+    kept: StateFormat,
+    yarn: float | None,
+    save: bool,
     told: reading.Told | None,
 ) -> LongContextReport:
     """See `valkyrie_core.runs.evaluate_long_context`."""
@@ -59,17 +75,21 @@ def read_long(
     precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
     if weights != "fp32":
         precision = precision_of(weights, model)
-    engine = Engine(model, weights=weights, precision=precision, chunk_len=chunk)
-    lengths = token_lengths(tokenizer)
-    carried = reading.read_carried(engine, found.tokens_T[: context + 1], chunk=chunk, told=told)
-    by_context = reading.read_by_context(
-        engine, found.tokens_T, lengths, longest=context, told=told
-    )
-    best = reading.effective_length(by_context)
-    answers = measure_recall(
-        engine, tokenizer, found.tokens_T[1:].tolist(), by_context.contexts, told=told
-    )
+
+    def read(kept: StateFormat) -> LongReading:
+        engine = Engine(model, weights=weights, precision=precision, chunk_len=chunk, kept=kept)
+        return _read_once(engine, tokenizer, found.tokens_T, context, chunk=chunk, told=told)
+
+    # what the changes cost is measured, so the model as it was trained reads first
+    changes = _changes(model, kept, yarn)
+    as_trained = read(StateFormat()) if changes else None
+    if kept.kv_window is not None:
+        limit_windows(model, kept.kv_window)
+    if yarn is not None:
+        stretch_positions(model, yarn, recipe.train.context_len)
+    result = read(kept)
     report = LongContextReport(
+        **dict(result),
         run=place.name,
         step=checkpoint.step,
         parameters=model.num_parameters(),
@@ -80,24 +100,71 @@ def read_long(
         chunk=chunk,
         precision=precision,
         weights=weights,
+        targets=reading.STRETCHES * reading.STRETCH,
+        changes=changes,
+        as_trained=as_trained,
         seconds=time.perf_counter() - began,
-        by_position=[
-            PositionScore(start=start, end=end, bpb=bpb)
-            for start, end, bpb in reading.by_position(carried.nats_T, found.tokens_T, lengths)
-        ],
-        by_context=[
-            ContextScore(context=length, bpb=float(bpb))
-            for length, bpb in zip(by_context.contexts, by_context.bits_per_byte(), strict=True)
-        ],
-        targets=by_context.nats_CM.shape[1] * reading.STRETCH,
-        effective_length=EffectiveContext(tokens=best.tokens, low=best.low, high=best.high),
-        recall=[RecallScore(**score._asdict()) for score in summarise(answers)],
-        memory=[LengthCost(**mark._asdict()) for mark in carried.marks],
     )
-    if keep:
+    if save:
         try:
             write_synced(place.path / PICTURE, draw_long_context(report))
             write_synced(place.path / REPORT, report.model_dump_json(indent=1).encode())
         except OSError as error:
             raise ResourceError(f"{place.path} can't be written: {error}") from error
     return report
+
+
+def _changes(
+    model: HybridLM, kept: StateFormat, yarn: float | None
+) -> dict[str, int | float | str]:
+    """What is asked to be changed; UsageError where the model has nothing to change."""
+    layers = attention_layers(model)
+    turns = any(isinstance(layer.position, RopeConfig) for layer in layers)
+    recurs = any(isinstance(module, RWKV7) for module in model.modules())
+    kv_dtype = None if kept.kv_dtype == "computed" else kept.kv_dtype
+    state_dtype = None if kept.state_dtype == "computed" else kept.state_dtype
+    changes: dict[str, int | float | str] = {}
+    for switch, value, serves, what in (
+        ("kv_window", kept.kv_window, bool(layers), "attention"),
+        ("kv_dtype", kv_dtype, bool(layers), "attention"),
+        ("state_dtype", state_dtype, recurs, "recurrent layer"),
+        ("yarn", yarn, turns, "attention with rotary positions"),
+    ):
+        if value is None:
+            continue
+        if not serves:
+            option = switch.replace("_", "-")
+            raise UsageError(f"--{option} changes nothing: the model has no {what}")
+        changes[switch] = value
+    return changes
+
+
+def _read_once(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    tokens_T: npt.NDArray[np.int64],
+    context: int,
+    *,
+    chunk: int,
+    told: reading.Told | None,
+) -> LongReading:
+    lengths = token_lengths(tokenizer)
+    carried = reading.read_carried(engine, tokens_T[: context + 1], chunk=chunk, told=told)
+    by_context = reading.read_by_context(engine, tokens_T, lengths, longest=context, told=told)
+    best = reading.effective_length(by_context)
+    answers = measure_recall(
+        engine, tokenizer, tokens_T[1:].tolist(), by_context.contexts, told=told
+    )
+    return LongReading(
+        by_position=[
+            PositionScore(start=start, end=end, bpb=bpb)
+            for start, end, bpb in reading.by_position(carried.nats_T, tokens_T, lengths)
+        ],
+        by_context=[
+            ContextScore(context=length, bpb=float(bpb))
+            for length, bpb in zip(by_context.contexts, by_context.bits_per_byte(), strict=True)
+        ],
+        effective_length=EffectiveContext(tokens=best.tokens, low=best.low, high=best.high),
+        recall=[RecallScore(**score._asdict()) for score in summarise(answers)],
+        memory=[LengthCost(**mark._asdict()) for mark in carried.marks],
+    )

@@ -102,21 +102,33 @@ def test_eval_says_what_the_score_is_worth(cli: Cli, runs_dir: Path) -> None:
 
 
 def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> None:
-    args = ("eval", "tiny-hybrid", "--runs-dir", str(runs_dir), "--long-context", "1024")
+    args = ("eval", "tiny-hybrid", "--runs-dir", str(runs_dir), "--long-context", "512")
     outcome = cli(*args, "--chunk", "100", "--json")
     assert outcome.code == 0, outcome.err
     report = outcome.json
     assert report["schema"] == "valkyrie.long_context/1"
-    assert [x["context"] for x in report["by_context"]] == [256, 512, 1024]
-    assert [x["end"] for x in report["by_position"]] == [256, 512, 1024]
-    assert [x["length"] for x in report["memory"]] == [256, 512, 1024]
-    assert report["memory"][0]["cache_bytes"] < report["memory"][2]["cache_bytes"]
+    assert [x["context"] for x in report["by_context"]] == [256, 512]
+    assert [x["end"] for x in report["by_position"]] == [256, 512]
+    assert [x["length"] for x in report["memory"]] == [256, 512]
+    assert report["memory"][0]["cache_bytes"] < report["memory"][1]["cache_bytes"]
     assert {x["task"] for x in report["recall"]} == {"passkey", "needles", "mqar", "variables"}
     assert {x["depth"] for x in report["recall"]} == {None, 0.0, 0.25, 0.5, 0.75, 1.0}
     run = runs_dir / "tiny-hybrid"
     kept = json.loads((run / "long_context.json").read_text(encoding="utf-8"))
     assert kept["by_context"] == report["by_context"]
     assert (run / "long_context.png").read_bytes().startswith(b"\x89PNG")
+
+    switches = ("--kv-window", "32", "--kv-dtype", "int8", "--state-dtype", "int8", "--yarn", "4")
+    squeezed = cli(*args, *switches, "--json").json
+    assert squeezed["changes"] == {
+        "kv_window": 32, "kv_dtype": "int8", "state_dtype": "int8", "yarn": 4
+    }  # fmt: skip
+    before = squeezed["as_trained"]
+    assert before["by_context"] == report["by_context"]
+    assert squeezed["by_context"] != before["by_context"]
+    for kind in ("state_bytes", "cache_bytes"):
+        assert squeezed["memory"][-1][kind] < before["memory"][-1][kind]
+    assert "as trained" in cli(*args, *switches).out
 
     book = tmp_path / "book.txt"
     book.write_text("A short sentence, again and again. " * 40, encoding="utf-8")
@@ -128,10 +140,16 @@ def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> Non
         (("--text", str(book)), 2),
         (("--text", str(tmp_path / "none")), 4),
         (("--chunk", "0"), 2),
+        (("--kv-window", "0"), 2),
+        (("--yarn", "0.5"), 2),
+        (("--kv-dtype", "int4"), 2),
     ):
         assert cli(*args, *wrong).code == code
     assert cli(*args[:-1], "100").code == 2
-    assert cli("eval", "--runs-dir", str(runs_dir), "--text", str(book)).code == 2
+    for switch in (("--text", str(book)), ("--yarn", "2"), ("--kv-dtype", "int8")):
+        alone = cli("eval", "--runs-dir", str(runs_dir), *switch)
+        assert alone.code == 2
+        assert "--long-context" in alone.err
 
 
 def test_a_text_that_is_too_short_is_replaced_and_said(cli: Cli, runs_dir: Path) -> None:

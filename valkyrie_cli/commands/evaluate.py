@@ -18,12 +18,14 @@ from valkyrie_cli.render import (
     make_table,
     say,
 )
-from valkyrie_core.report import Weights
+from valkyrie_core.report import KVFormat, RecurrentFormat, Weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
-    from valkyrie_core.report import EvalReport, LongContextReport, RecallScore
+    from valkyrie_core.report import EvalReport, LongContextReport, LongReading, RecallScore
 
 BASELINES = {
     "uniform": "every byte alike",
@@ -56,6 +58,30 @@ def evaluate(
     text: Annotated[
         Path | None, typer.Option("--text", help="With --long-context: a file to read.")
     ] = None,
+    kv_window: Annotated[
+        int | None,
+        typer.Option(
+            "--kv-window",
+            metavar="W",
+            help="With --long-context: attention sees W last tokens and the first four.",
+        ),
+    ] = None,
+    kv_dtype: Annotated[
+        KVFormat,
+        typer.Option("--kv-dtype", help="With --long-context: how keys and values are kept."),
+    ] = "computed",
+    state_dtype: Annotated[
+        RecurrentFormat,
+        typer.Option("--state-dtype", help="With --long-context: how recurrent states are kept."),
+    ] = "computed",
+    yarn: Annotated[
+        float | None,
+        typer.Option(
+            "--yarn",
+            metavar="FACTOR",
+            help="With --long-context: stretch rotary positions, without training.",
+        ),
+    ] = None,
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -73,12 +99,23 @@ def evaluate(
       valkyrie eval --weights int8
       valkyrie eval --long-context 16384
       valkyrie eval quickstart --long-context 4096 --text BOOK.txt
+      valkyrie eval --long-context 16384 --kv-window 512 --kv-dtype int8 --state-dtype bf16
+      valkyrie eval --long-context 4096 --yarn 8
     """
     from valkyrie_core import runs
     from valkyrie_core.errors import UsageError
 
-    if long_context is None and text is not None:
-        raise UsageError("--text is read with --long-context only")
+    if long_context is None:
+        changed = (
+            kv_window,
+            yarn,
+            kv_dtype != "computed" or None,
+            state_dtype != "computed" or None,
+        )
+        names = ("--text", "--kv-window", "--yarn", "--kv-dtype", "--state-dtype")
+        for name, value in zip(names, (text, *changed), strict=True):
+            if value is not None:
+                raise UsageError(f"{name} belongs to --long-context N")
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
     if long_context is not None:
@@ -89,6 +126,10 @@ def evaluate(
                 chunk=chunk,
                 text=text,
                 weights=weights,
+                kv_window=kv_window,
+                kv_dtype=kv_dtype,
+                state_dtype=state_dtype,
+                yarn=yarn,
                 progress=display.show,
             )
         emit(found, as_json=as_json, human=lambda console: _draw_long(found, console))
@@ -135,7 +176,7 @@ def _draw_long(report: LongContextReport, console: Console) -> None:
         table.add_row(
             f"{cost.length:,}",
             f"{contexts[cost.length]:.4f}",
-            "-" if position is None else f"{position:.4f}",
+            _number(position),
             f"{cost.tokens_per_second:,.0f}",
             "-" if cost.peak_bytes is None else _size(cost.peak_bytes),
             _size(cost.state_bytes),
@@ -149,6 +190,33 @@ def _draw_long(report: LongContextReport, console: Console) -> None:
         f"More context helps up to {best.tokens:,} tokens (90 %: {best.low:,} to {best.high:,})."
     )
     _draw_recall([x for x in report.recall if x.depth is None], console)
+    if report.as_trained is not None:
+        _draw_price(report, report.as_trained, console)
+
+
+def _draw_price(report: LongContextReport, before: LongReading, console: Console) -> None:
+    """What the changes cost and save, at the longest context."""
+    told = ", ".join(f"{name} {value}" for name, value in report.changes.items())
+    table = make_table("", "as trained", told, right=["as trained", told])
+
+    def row(what: str, of: Callable[[LongReading], str]) -> None:
+        table.add_row(what, of(before), of(report))
+
+    def found(reading: LongReading) -> str:
+        asked = [x for x in reading.recall if x.depth is None]
+        questions = sum(x.questions for x in asked)
+        return f"{sum(x.first * x.questions for x in asked) / questions:.1%} of {questions}"
+
+    row(f"bits per byte from {report.context:,} tokens", lambda x: f"{x.by_context[-1].bpb:.4f}")
+    row(f"bits per byte up to {report.context:,}", lambda x: _number(x.by_position[-1].bpb))
+    row("facts found, all lengths", found)
+    row("recurrent state", lambda x: _size(x.memory[-1].state_bytes))
+    row("keys and values", lambda x: _size(x.memory[-1].cache_bytes))
+    console.print(table)
+
+
+def _number(bpb: float | None) -> str:
+    return "-" if bpb is None else f"{bpb:.4f}"
 
 
 def _draw_recall(scores: list[RecallScore], console: Console) -> None:

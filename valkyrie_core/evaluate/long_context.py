@@ -26,6 +26,7 @@ from valkyrie_core.infer.engine import Engine
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import IGNORED
 from valkyrie_core.nn.state import LMState, num_bytes
+from valkyrie_core.nn.state_format import PackedCache, pack
 from valkyrie_core.plan.memory import peak_memory, reset_peak_memory
 
 SHORTEST = 256
@@ -134,7 +135,7 @@ def read_carried(
             if told is not None:
                 told("the text", read, longest)
         now = time.perf_counter()
-        recurrent, cached = state_bytes(state)
+        recurrent, cached = state_bytes(pack(state, engine.kept))
         speed = (read - since_length) / (now - since)
         marks.append(Mark(read, speed, peak_memory(), recurrent, cached))
         since, since_length = time.perf_counter(), read
@@ -223,7 +224,7 @@ def state_bytes(state: LMState) -> tuple[int, int]:
 
 
 def _is_cache(part: object) -> bool:
-    return isinstance(part, KVState)
+    return isinstance(part, KVState | PackedCache)
 
 
 def _losses(

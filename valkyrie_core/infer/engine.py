@@ -17,6 +17,7 @@ from valkyrie_core.infer.sampling import SamplingConfig, allowed_tokens, make_ge
 from valkyrie_core.nn.decode import Decoder
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState, map_tensors
+from valkyrie_core.nn.state_format import StateFormat, pack, unpack
 from valkyrie_core.nn.weights import Precision, Weights
 
 StopCallback = Callable[[], bool]
@@ -58,12 +59,14 @@ class Engine:
         weights: Weights = "fp32",
         precision: Precision = "fp32",
         chunk_len: int = 512,
+        kept: StateFormat | None = None,
     ) -> None:
         """
         Args:
             weights: the format of the matrices (see `nn/weights.py`); fp32 is what was trained.
             precision: of the matrix products of a prefill; bf16 runs them under autocast.
             chunk_len: tokens per forward pass of a prefill; bounds its memory.
+            kept: how the state is kept after every window; None: as it was computed.
         """
         if chunk_len < 1:
             raise ValueError(f"chunk_len must be at least 1, not {chunk_len}")
@@ -71,6 +74,7 @@ class Engine:
         self.weights, self.precision = weights, precision
         self._decoder: Decoder | None = None
         self.chunk_len = chunk_len
+        self.kept = kept or StateFormat()
         self.tokens_read = 0
         self.device = next(model.parameters()).device
 
@@ -123,6 +127,7 @@ class Engine:
             inside_B = (last_B >= start) & (last_B < start + width)
             index_B = (last_B - start).clamp(0, width - 1)
             ends_BV, state = self._read(decoder, tokens_BT[:, window], state, docs, index_B)
+            state = unpack(pack(state, self.kept))
             if logits_BV is None:
                 logits_BV = torch.zeros_like(ends_BV)
             logits_BV = torch.where(inside_B[:, None].to(self.device), ends_BV, logits_BV)
@@ -169,9 +174,10 @@ class Engine:
         decoder = self._current_decoder()
         self.tokens_read += tokens_BT.numel()
         with _evaluating(decoder.model):
-            return decoder.token_losses(
+            losses_BT, state = decoder.token_losses(
                 tokens_BT.to(self.device), targets_BT.to(self.device), state
             )
+        return losses_BT, unpack(pack(state, self.kept))
 
     def generate(
         self,

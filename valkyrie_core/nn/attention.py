@@ -26,6 +26,7 @@ from valkyrie_core.nn.position import (
     Angles,
     PositionConfig,
     RopeConfig,
+    YarnConfig,
     rope_angles,
     rotation,
     slopes,
@@ -121,6 +122,21 @@ class Attention(nn.Module):
                 mask = _seen(segment_BT, new.segment_BS[:, : new.length], past.length)[:, None]
             y_BTNH = self._sdpa(q_BNTH, new, mask).transpose(1, 2)
         return self.output(y_BTNH.reshape(B, T, D)), new, ctx
+
+    def stretch(self, factor: float, trained_context: int) -> bool:
+        """Turns rotary positions into YaRN's, in place; False where there are none to turn."""
+        if not isinstance(self.position, RopeConfig):
+            return False
+        theta = self.position.theta
+        self.position = YarnConfig(theta=theta, factor=factor, trained_context=trained_context)
+        return True
+
+    def limit(self, window: int, sinks: int) -> bool:
+        """Sees so many last tokens only, from now on; False where it does so already."""
+        if self.window is not None and self.window <= window:
+            return False
+        self.window, self.sinks = window, sinks if self.window is None else self.sinks
+        return True
 
     def trimmed(self, state: KVState, ctx: Ctx) -> KVState:
         """The cache without what no token from `ctx` on sees."""

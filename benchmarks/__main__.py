@@ -94,24 +94,28 @@ def _run_all(chosen: list[Benchmark], options: argparse.Namespace, errors: Conso
         log.warning(sentence)
     keep_memory()
     failed = False
+    keeps, folder = options.out is not None or not options.quick, options.out or result.RESULTS
+    if keeps:
+        # before minutes of measuring, not after
+        result.check_writable(folder)
     for position, entry in enumerate(chosen):
         try:
             with _progress(entry.name, errors) as announce:
                 found = measure(entry, "QUICK" if options.quick else "FULL", announce)
         except KeyboardInterrupt:
             done = ", ".join(x.name for x in chosen[:position]) or "nothing"
-            errors.print(f"stopped; finished and kept: {done}")
+            kept = "finished and kept" if keeps else "finished"
+            errors.print(f"stopped; {kept}: {done}")
             return STOPPED
         except (ValkyrieError, ValueError, MemoryError, OSError) as error:
             errors.print(f"[red]{entry.name} could not run:[/] {escape(str(error))}")
             failed = True
             continue
-        if options.out is not None or not options.quick:
-            folder = options.out or result.RESULTS
-            old = result.load(entry.name, found.origin.processor, folder) if found.absent else None
-            found = found if old is None else found.keeping(old)
-            result.save(found, folder)
+        old = result.load(entry.name, found.origin.processor, folder) if found.absent else None
+        found = found if old is None or not keeps else found.keeping(old)
         print(tables.text(found), flush=True)
+        if keeps:
+            result.save(found, folder)
         if options.out is None and not options.quick:
             tables.write()
     return int(failed)

@@ -58,7 +58,8 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         for kind in (*KINDS, REST):
             for case, times in found.items():
                 whole = sum(times.values()) / 100 if unit == "%" else 1.0
-                findings.number(case, kind, unit, times[kind] / whole)
+                if times[kind] > 0:
+                    findings.number(case, kind, unit, times[kind] / whole)
     for case, times in found.items():
         findings.number(case, "together", "ms", sum(times.values()))
     findings.notes.append(

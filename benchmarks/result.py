@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -245,6 +246,16 @@ def _read(path: Path) -> Result:
         return _parse(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{path} can't be read ({error}); delete it or restore it") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ResultError where no result could be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResultError(f"{folder} can't be written: {error}") from None
 
 
 def save(result: Result, folder: Path = RESULTS) -> Path:

@@ -78,7 +78,7 @@ def _ran_out(error: BaseException) -> str | None:
 _RAN_OUT_HINTS = {
     "memory": "smaller micro-batches need less: --set train.grad_accum_steps=4, "
     "a smaller train.batch_size or train.context_len",
-    "disk space": "free some space, then go on with --resume",
+    "disk space": "free some space, then try again (valkyrie train goes on with --resume)",
 }
 
 

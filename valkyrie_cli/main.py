@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -110,6 +111,10 @@ def _command_names(command: Any) -> dict[str, set[str]]:
 
 
 def _prepare_streams() -> None:
+    # a stream that the caller closed is None: what is said there is lost, and no bug
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     # a terminal or pipe that is not UTF-8 shows escapes instead of raising
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -131,8 +136,10 @@ def _silence_closed_streams() -> None:
 def _tell(failure: errors.Failure, schema: str, *, as_json: bool) -> None:
     try:
         if as_json:
-            sys.stdout.write(render.to_json(failure.to_dict(schema)) + "\n")
-            sys.stdout.flush()
+            # where stdout is full, people are still told
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.write(render.to_json(failure.to_dict(schema)) + "\n")
+                sys.stdout.flush()
         # a wrong recipe is told like a compiler does: located lines, nothing before them
         prefix = "" if failure.exit_code == RecipeError.exit_code else "error: "
         render.say(f"{prefix}{failure.message}", style="red")

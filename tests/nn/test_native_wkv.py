@@ -149,7 +149,7 @@ def test_without_a_compiler_the_chunked_form_serves_loudly(
 
 def test_a_missing_compiler_is_a_reason_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler"):
+    with pytest.raises(build.BuildError, match="there is no no-such-compiler"):
         build._compiler()
 
 
@@ -171,4 +171,6 @@ def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert len(names) == 1
-    assert [p.name for p in (tmp_path / "kernels").iterdir()] == [Path(names.pop()).name]
+    library = Path(names.pop())
+    kept = sorted(p.name for p in (tmp_path / "kernels").iterdir())
+    assert kept == sorted([library.name, library.with_suffix(".sha256").name])

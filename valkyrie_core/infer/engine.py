@@ -49,7 +49,9 @@ class Engine:
     """Draws tokens from a model; holds no conversation and no randomness of its own.
 
     `tokens_read` counts the tokens that went through the model (rows times their real length).
-    The model's weights may change between calls, as training does: the engine notices.
+    The model's weights may change between calls, as an optimizer or `load_state_dict` changes them:
+    the next prefill notices. What is written through a parameter's `.data` can't be noticed: call
+    `refresh()` after it.
     """
 
     def __init__(
@@ -77,6 +79,10 @@ class Engine:
         self.kept = kept or StateFormat()
         self.tokens_read = 0
         self.device = next(model.parameters()).device
+
+    def refresh(self) -> None:
+        """Reads the model's weights anew at the next call."""
+        self._decoder = None
 
     @property
     def vocab_size(self) -> int:
@@ -110,7 +116,7 @@ class Engine:
         num_rows, num_tokens = tokens_BT.shape
         last_B = torch.full((num_rows,), num_tokens - 1)
         if doc_BT is not None:
-            real_BT = (doc_BT != PADDING_DOCUMENT).cpu()
+            real_BT = (doc_BT >= 0).cpu()
             last_B = torch.where(real_BT, torch.arange(num_tokens), -1).amax(dim=1)
         if num_tokens == 0 or int(last_B.min()) < 0:
             raise ValueError("every row needs at least one token to read")
@@ -312,9 +318,7 @@ class Engine:
         index_B: Tensor,
     ) -> tuple[Tensor, LMState]:
         """One forward pass: the logits after the token at `index_B` of each row."""
-        self.tokens_read += (
-            tokens_BT.numel() if doc_BT is None else int((doc_BT != PADDING_DOCUMENT).sum())
-        )
+        self.tokens_read += tokens_BT.numel() if doc_BT is None else int((doc_BT >= 0).sum())
         with _evaluating(decoder.model):
             return decoder.read(
                 tokens_BT.to(self.device),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from valkyrie_core.kernels import build, gpu, native
+from valkyrie_core.kernels.guard import expect
 from valkyrie_core.kernels.wkv import LOWEST_LOG_DECAY, flags, wkv7_chunked, wkv7_naive
 from valkyrie_core.kernels.wkv_op import wkv7_native
 
@@ -36,7 +37,7 @@ def wkv7(
     """WKV-7 over a window of tokens.
 
     Args:
-        r, log_decay, k, v, a, b: [B, T, N, H]; log_decay in [-1, 0].
+        r, log_decay, k, v, a, b: [B, T, N, H]; log_decay in [-1, 0], T at least 1.
         state: [B, N, H, H] as [value, key], in fp32; zeros if left out.
         doc_BT: document ids; a change resets the state, -1 is padding (an identity, y = 0). The
             first token always continues `state`.
@@ -45,11 +46,17 @@ def wkv7(
         y [B, T, N, H] in the dtype of r, and the state after the last token.
 
     Raises:
-        ValueError: log_decay below -1 (the chunked form would overflow).
+        ValueError: log_decay outside of [-1, 0] (below, the chunked form would overflow), no
+            token, or a tensor of another shape.
     """
     # a compiled graph can't look at values; RWKV-7 keeps the bound by construction
-    if not torch.compiler.is_compiling() and bool((log_decay.detach() < LOWEST_LOG_DECAY).any()):
-        raise ValueError(f"log_decay below {LOWEST_LOG_DECAY} would overflow the chunked form")
+    if not torch.compiler.is_compiling() and log_decay.numel():
+        lowest, highest = (float(x) for x in log_decay.detach().aminmax())
+        if lowest < LOWEST_LOG_DECAY or highest > 0:
+            raise ValueError(
+                f"log_decay is within [{LOWEST_LOG_DECAY:g}, 0], not [{lowest:g}, {highest:g}]"
+            )
+    _check_shapes(r, {"log_decay": log_decay, "k": k, "v": v, "a": a, "b": b}, state, doc_BT)
     with torch.autocast(r.device.type, enabled=False):
         if _native_serves(r):
             return _native(r, log_decay, k, v, a, b, state, doc_BT)
@@ -62,6 +69,18 @@ def wkv7(
         else:
             y, state = wkv7_chunked(r, log_decay, k, v, a, b, state, doc_BT)
     return y.to(r.dtype), state
+
+
+def _check_shapes(
+    r: Tensor, others: dict[str, Tensor], state: Tensor | None, doc_BT: Tensor | None
+) -> None:
+    B, T, N, H = r.shape
+    if T == 0:
+        raise ValueError("a window has at least one token")
+    for name, x in others.items():
+        expect(name, x, r.shape)
+    expect("the state", state, (B, N, H, H))
+    expect("doc_BT", doc_BT, (B, T))
 
 
 def _native_serves(r: Tensor) -> bool:
@@ -109,4 +128,4 @@ def _native(
     grad = torch.is_grad_enabled()
     save = grad and any(x.requires_grad for x in (*inputs, *([state] if state is not None else [])))
     y, final, _, _ = wkv7_native(*inputs, state, flags_BT, save)
-    return y, final
+    return y.to(r.dtype), final

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.announce import native_serves
 from valkyrie_core.kernels.build import pointer, pointers
+from valkyrie_core.kernels.guard import expect, once_differentiable
 
 _library = torch.library.Library("valkyrie", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
@@ -62,8 +63,16 @@ def blocked_attention(
 def _forward(q: Tensor, k: Tensor, v: Tensor, segment: Tensor | None) -> tuple[Tensor, Tensor]:
     """y, and per query the logarithm of the sum of exponentials, [B, N, T]."""
     B, T, N, H = q.shape
+    K = k.shape[2]
+    if K == 0 or N % K:
+        raise ValueError(f"{K} key heads don't divide {N} query heads")
+    for name, tensor in (("k", k), ("v", v)):
+        expect(name, tensor, (B, T, K, H), torch.bfloat16)
+    expect("segment", segment, (B, T), torch.int32)
     y = torch.empty(B, T, N, H, dtype=torch.bfloat16)
     lse = torch.empty(B, N, T)
+    if q.numel() == 0:
+        return y, lse
     tensors = [*map(_dense, (q, k, v)), y]
     sizes = _sizes(q, k)
     native, threads = _native(), torch.get_num_threads()
@@ -87,6 +96,8 @@ def _backward_native(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, contiguous."""
     grads = [torch.empty(x.shape, dtype=torch.bfloat16) for x in (q, k, v)]
+    if q.numel() == 0:
+        return grads[0], grads[1], grads[2]
     tensors = [*map(_dense, (q, k, v, y, dy)), *grads]
     sizes = _sizes(q, k)
     native, threads = _native(), torch.get_num_threads()
@@ -176,6 +187,7 @@ def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd(
     "valkyrie::attention", _backward, setup_context=_setup, lib=_library
 )
+once_differentiable(_library, "valkyrie::attention_backward")
 _op = torch.ops.valkyrie.attention.default
 _backward_op = torch.ops.valkyrie.attention_backward.default
 

@@ -11,15 +11,18 @@ VALKYRIE_NATIVE=0 switches native code off.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,12 +43,18 @@ ISA_FLAGS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Per instruction set, flags to try in turn."""
 BUILD_SECONDS = 120
+BUILD_FOLDER = ".build-"
+KEPT_SECONDS = 24 * 3600
 DTYPES = (torch.float32, torch.bfloat16)
 """What native code reads and writes."""
 
 
 class BuildError(Exception):
     """There is no compiler, or it refuses the source; the message is its last word."""
+
+
+class RefusedError(BuildError):
+    """The compiler does not take these flags; it may take others."""
 
 
 def isa() -> str:
@@ -109,16 +118,28 @@ def _load(source: str, isa: str, defines: Mapping[str, int]) -> ctypes.CDLL:
             name = "-".join([source, *(str(value) for value in defines.values()), digest[:20]])
             path = cache_dir() / "kernels" / f"{name}.so"
             try:
-                if not path.exists():
+                if not _is_whole(path):
                     _build(compiler, flags, SOURCES / f"{source}.cpp", path)
                 loaded = ctypes.CDLL(str(path))
-            except (BuildError, OSError) as error:
+            except (RefusedError, OSError) as error:
                 errors.append(str(error))
                 continue
             if not openmp:
-                log.warning("native %s runs on one core: %s has no OpenMP", source, compiler)
+                log.warning("native %s runs on one core: %s", source, errors[0])
             return loaded
     raise BuildError(errors[0])
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there as it was built: a torn one would end the process unheard."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == _sum_of(path).read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _headers() -> list[Path]:
@@ -140,40 +161,73 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _compiler() -> str:
+def _compiler() -> tuple[str, ...]:
+    """The command: CXX, which may have arguments, or the first compiler that is found."""
     wanted = os.environ.get("CXX")
-    for name in (wanted,) if wanted else ("c++", "g++", "clang++"):
-        if name and (path := shutil.which(name)):
-            return path
+    if wanted:
+        try:
+            program, *arguments = shlex.split(wanted)
+        except ValueError:
+            raise BuildError(f"CXX={wanted!r} is no command") from None
+        if (path := shutil.which(program)) is None:
+            raise BuildError(f"CXX={wanted}: there is no {program}")
+        return path, *arguments
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return (path,)
     raise BuildError("no C++ compiler (c++, g++ or clang++)")
 
 
 @functools.cache
-def _machine(compiler: str) -> bytes:
+def _machine(compiler: tuple[str, ...]) -> bytes:
     """What -march=native depends on: the compiler and the processor."""
-    run = subprocess.run([compiler, "--version"], capture_output=True, check=False)
+    try:
+        run = subprocess.run(
+            [*compiler, "--version"], capture_output=True, check=False, timeout=BUILD_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it does not answer"
+        raise BuildError(f"{compiler[0]} can't be run: {reason}") from None
     cpuinfo = Path("/proc/cpuinfo")
     flags = b""
     if cpuinfo.exists():
         lines = cpuinfo.read_bytes().splitlines()
         wanted = (b"flags", b"model name", b"Features")
         flags = b"\n".join(sorted({x for x in lines if x.startswith(wanted)}))
-    return run.stdout + platform.machine().encode() + flags
+    words = " ".join(compiler).encode()
+    return words + run.stdout + platform.machine().encode() + flags
 
 
-def _build(compiler: str, flags: tuple[str, ...], source: Path, path: Path) -> None:
+def _build(compiler: tuple[str, ...], flags: tuple[str, ...], source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+    _forget_killed_builds(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=BUILD_FOLDER) as folder:
         out = Path(folder) / path.name
-        command = [compiler, *flags, str(source), "-o", str(out)]
+        command = [*compiler, *flags, str(source), "-o", str(out)]
         try:
             run = subprocess.run(
                 command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise BuildError(str(error)) from None
+        except OSError as error:
+            raise BuildError(f"{compiler[0]} can't be run: {error.strerror}") from None
+        except subprocess.TimeoutExpired:
+            raise BuildError(
+                f"{compiler[0]} took more than {BUILD_SECONDS} s for {source.name}"
+            ) from None
         if run.returncode:
             lines = [x for x in run.stderr.splitlines() if "error" in x] or ["it failed"]
-            raise BuildError(f"{compiler}: {lines[0]}")
+            raise RefusedError(f"{compiler[0]}: {lines[0]}")
+        # a library without its sum is built again, never loaded
+        digest = hashlib.sha256(out.read_bytes()).hexdigest()
         out.replace(path)
+        _sum_of(out).write_text(digest, encoding="ascii")
+        _sum_of(out).replace(_sum_of(path))
     log.info("built native code: %s", path.stem.rpartition("-")[0])
+
+
+def _forget_killed_builds(folder: Path) -> None:
+    """Removes what builds left that were killed a day ago or earlier."""
+    for left in folder.glob(f"{BUILD_FOLDER}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(left)

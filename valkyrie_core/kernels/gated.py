@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.announce import native_serves
+from valkyrie_core.kernels.guard import expect, once_differentiable
 
 _library = torch.library.Library("valkyrie", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
@@ -39,6 +40,7 @@ def silu_times_naive(gate: Tensor, up: Tensor) -> Tensor:
 
 @torch.library.impl(_library, "silu_times", "CPU")
 def _forward(gate: Tensor, up: Tensor) -> Tensor:
+    expect("up", up, gate.shape, gate.dtype)
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
     _native().silu_times_forward(*_places(gate, up, y), *_rest(gate))
@@ -98,5 +100,6 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
 torch.library.register_autograd(
     "valkyrie::silu_times", _backward, setup_context=_setup, lib=_library
 )
+once_differentiable(_library, "valkyrie::silu_times_backward")
 _op = torch.ops.valkyrie.silu_times.default
 _backward_op = torch.ops.valkyrie.silu_times_backward.default

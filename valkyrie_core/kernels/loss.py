@@ -20,6 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.announce import native_serves
+from valkyrie_core.kernels.guard import expect
 
 IGNORED = -100
 """The target that is not scored."""
@@ -47,6 +48,7 @@ def linear_cross_entropy(x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> 
     """The sum over rows of the cross-entropy of x @ weight^T, in nats, fp32.
 
     Under autocast the products are in its type; the gradient of the weights is summed in fp32.
+    Gradients are made with the loss, so there is no second derivative.
 
     Args:
         x_RD: inputs of the head.
@@ -74,6 +76,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(sum of nats, d nats / d x, d nats / d weight); a gradient not asked for is empty."""
     R, (V, D) = x.shape[0], weight.shape
+    expect("x", x, (R, D))
+    expect("the targets", targets, (R,), torch.int64)
     x_RD, weight_VD = x.to(dtype), weight.to(dtype)
     rows = max(1, CHUNK_BYTES // dtype.itemsize // V)
     nats_R = torch.empty(R, dtype=torch.float32)

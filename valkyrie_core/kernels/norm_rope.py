@@ -15,6 +15,7 @@ from torch import Tensor
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.announce import native_serves
 from valkyrie_core.kernels.build import kinds, pointer, pointers
+from valkyrie_core.kernels.guard import expect, once_differentiable
 
 WIDEST = 1024
 """The widest head that the native code takes."""
@@ -66,6 +67,10 @@ def norm_rope(
 def _forward(
     x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float
 ) -> Tensor:
+    B, T, _, H = x.shape
+    expect("weight", weight, (H,), torch.float32)
+    expect("cos", cos, (B, T, H // 2), torch.float32)
+    expect("sin", sin, (B, T, H // 2), torch.float32)
     y = torch.empty(x.shape, dtype=x.dtype)
     tensors = [_dense(x), y]
     _native().norm_rope_forward(
@@ -92,7 +97,7 @@ def _backward_native(
     tensors = [*map(_dense, (x, dy)), dx]
     native = _native()
     step = -(-H // LANES) * LANES
-    d_weights = torch.empty(max(1, native.norm_rope_blocks(B * T)), step)
+    d_weights = torch.zeros(max(1, native.norm_rope_blocks(B * T)), step)
     native.norm_rope_backward(
         pointers(tensors),
         kinds(tensors),
@@ -160,5 +165,6 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd(
     "valkyrie::norm_rope", _backward, setup_context=_setup, lib=_library
 )
+once_differentiable(_library, "valkyrie::norm_rope_backward")
 _op = torch.ops.valkyrie.norm_rope.default
 _backward_op = torch.ops.valkyrie.norm_rope_backward.default

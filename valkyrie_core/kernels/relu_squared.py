@@ -11,6 +11,7 @@ from torch import Tensor
 
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.announce import native_serves
+from valkyrie_core.kernels.guard import once_differentiable
 
 _library = torch.library.Library("valkyrie", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
@@ -92,5 +93,6 @@ def _backward(ctx: Any, dy: Tensor) -> Tensor:
 torch.library.register_autograd(
     "valkyrie::relu_squared", _backward, setup_context=_setup, lib=_library
 )
+once_differentiable(_library, "valkyrie::relu_squared_backward")
 _op = torch.ops.valkyrie.relu_squared.default
 _backward_op = torch.ops.valkyrie.relu_squared_backward.default

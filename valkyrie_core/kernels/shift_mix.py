@@ -15,6 +15,7 @@ from torch import Tensor
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.announce import native_serves
 from valkyrie_core.kernels.build import pointers
+from valkyrie_core.kernels.guard import expect, once_differentiable
 
 COUNTS = (1, 6)
 """Mixtures that the kernel is made for: channel mix has one, time mix six."""
@@ -77,6 +78,12 @@ def shift_mix_naive(
 def _forward(
     x: Tensor, last: Tensor, source: Tensor, mix: Tensor, out: torch.dtype
 ) -> list[Tensor]:
+    B, T, D = x.shape
+    expect("last", last, (B, D), x.dtype)
+    expect("source", source, (B, T), torch.int32)
+    expect("the mixes", mix, (len(mix), D), torch.float32)
+    if T and not NOTHING <= int(source.min()) <= int(source.max()) < T:
+        raise ValueError(f"a source is not within {NOTHING}..{T - 1}")
     ys = [torch.empty_like(x, dtype=out) for _ in mix]
     _native().shift_mix_forward(
         *(x.data_ptr(), x.dtype == torch.bfloat16, last.data_ptr(), source.data_ptr()),
@@ -92,7 +99,8 @@ def _backward_native(
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, D = x.shape
     dy = [g.contiguous() for g in dy]
-    dx, d_last = torch.empty_like(x), torch.empty_like(last)
+    # nothing is written where there is no token
+    dx, d_last = torch.empty_like(x), torch.empty_like(last) if T else torch.zeros_like(last)
     lib = _native()
     blocks = B * -(-T // lib.shift_mix_block())
     d_mix = torch.empty(blocks, len(mix), D)
@@ -153,5 +161,6 @@ def _backward(ctx: Any, dy: list[Tensor | None]) -> tuple[Any, ...]:
 torch.library.register_autograd(
     "valkyrie::shift_mix", _backward, setup_context=_setup, lib=_library
 )
+once_differentiable(_library, "valkyrie::shift_mix_backward")
 _op = torch.ops.valkyrie.shift_mix.default
 _backward_op = torch.ops.valkyrie.shift_mix_backward.default

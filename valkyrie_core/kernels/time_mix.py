@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from valkyrie_core.kernels import build, native_serves_width, wkv7
+from valkyrie_core.kernels.guard import expect, once_differentiable
 from valkyrie_core.kernels.wkv import flags
 from valkyrie_core.kernels.wkv_op import (
     BACKWARD_FLOPS_PER_STATE_ELEMENT,
@@ -145,6 +146,12 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     r = rows[0]
     B, T, D = r.shape
     N = D // head_dim
+    for name, x in zip(Rows._fields, rows, strict=True):
+        expect(name, x, (B, T, D), r.dtype)
+    for name, x in zip(Vectors._fields, vectors, strict=True):
+        expect(name, x, (D,), torch.float32)
+    expect("the state", state, (B, N, head_dim, head_dim), torch.float32)
+    expect("the documents", flags_BT, (B, T))
     z, final = torch.empty_like(r), torch.empty_like(state)
     kept = []
     if save:
@@ -241,6 +248,7 @@ def _backward(ctx: Any, dz: Tensor | None, d_final: Tensor | None, unused: Any) 
 
 
 torch.library.register_autograd("valkyrie::time_mix", _backward, setup_context=_setup, lib=_library)
+once_differentiable(_library, "valkyrie::time_mix_backward")
 _op = torch.ops.valkyrie.time_mix.default
 _backward_op = torch.ops.valkyrie.time_mix_backward.default
 

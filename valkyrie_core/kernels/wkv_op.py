@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from valkyrie_core.kernels import native
+from valkyrie_core.kernels.guard import expect, once_differentiable
 
 STRETCH = 32
 """Tokens between two saved states, as in the kernel's source."""
@@ -50,6 +51,11 @@ def _wkv7(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y, final state, and with `save` two tensors for the backward pass, else empty ones)."""
+    B, T, N, H = r.shape
+    for name, x in (("log_decay", log_decay), ("k", k), ("v", v), ("a", a), ("b", b)):
+        expect(name, x, r.shape)
+    expect("the state", state, (B, N, H, H), torch.float32)
+    expect("the documents", flags_BT, (B, T))
     return native.forward([r, log_decay, k, v, a, b], flags_BT, state, save)
 
 
@@ -135,6 +141,7 @@ def _backward(ctx: Any, dy: Tensor | None, d_final: Tensor | None, *unused: Any)
 
 
 torch.library.register_autograd("valkyrie::wkv7", _backward, setup_context=_setup, lib=_library)
+once_differentiable(_library, "valkyrie::wkv7_backward")
 wkv7_native = torch.ops.valkyrie.wkv7.default
 wkv7_native_backward = torch.ops.valkyrie.wkv7_backward.default
 

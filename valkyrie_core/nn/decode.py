@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from valkyrie_core.kernels.arena import Arena
 from valkyrie_core.kernels.build import BuildError
 from valkyrie_core.kernels.decode import MAX_BATCH, Queue
+from valkyrie_core.kernels.guard import expect
 from valkyrie_core.nn.block import Block, Stack
 from valkyrie_core.nn.decode_steps import EmbeddingStep, HeadStep, Step, fused
 from valkyrie_core.nn.model import HybridLM
@@ -130,9 +131,11 @@ class Decoder:
         """
         if not self.takes_steps(tokens_B.shape[0]) or self._steps is None:
             return self.read(tokens_B[:, None], state, None, torch.zeros_like(tokens_B))
+        # native steps are given pointers: nothing of another size may reach them
+        expect("the tokens", tokens_B, state.pos_B.shape)
         # what `enter` makes of a window of one token
         ctx = Ctx(pos_BT=state.pos_B[:, None], segment_BT=state.segment_B[:, None])
-        x_BD = self._steps.embed(tokens_B)
+        x_BD = self._steps.embed(tokens_B.long())
         queue, layers = Queue(tokens_B.shape[0]), []
         for (mix, ffn), (mixer_state, ffn_state) in zip(
             self._steps.layers, state.layers, strict=True
@@ -168,11 +171,14 @@ class Decoder:
 
     def _pack_block(self, block: Block, own: Block, arena: Arena) -> tuple[Step, Step]:
         # native steps round what was trained themselves: rounding twice is not rounding once
+        mix = fused(block.mixer_norm, block.mixer, self.weights, arena)
+        ffn = fused(block.ffn_norm, block.ffn, self.weights, arena)
+        for step, module in ((mix, block.mixer), (ffn, block.ffn)):
+            if step is None:
+                _announce(f"there is no native step for {type(module).__name__} of this size")
         return (
-            fused(block.mixer_norm, block.mixer, self.weights, arena)
-            or ModuleStep(own.mixer_norm, own.mixer, self.precision),
-            fused(block.ffn_norm, block.ffn, self.weights, arena)
-            or ModuleStep(own.ffn_norm, own.ffn, self.precision),
+            mix or ModuleStep(own.mixer_norm, own.mixer, self.precision),
+            ffn or ModuleStep(own.ffn_norm, own.ffn, self.precision),
         )
 
 

@@ -101,8 +101,17 @@ def enter(state: LMState, tokens_BT: Tensor, doc_BT: Tensor | None) -> tuple[Ctx
     """The context of a window, and the state with its counters moved past it.
 
     Position 0 continues the state's document where the id is the same, else it starts fresh.
+
+    Raises:
+        ValueError: no token, or the state or the documents have other rows than the tokens.
     """
     B, T = tokens_BT.shape
+    if T == 0:
+        raise ValueError("a window has at least one token")
+    if state.pos_B.shape != (B,):
+        raise ValueError(f"a state of {len(state.pos_B)} rows does not go with {B} rows of tokens")
+    if doc_BT is not None and doc_BT.shape != tokens_BT.shape:
+        raise ValueError(f"doc_BT is {list(doc_BT.shape)}, the tokens {list(tokens_BT.shape)}")
     steps_T = torch.arange(T, device=tokens_BT.device)
     if doc_BT is None:
         ctx = Ctx(

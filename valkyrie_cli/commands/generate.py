@@ -40,8 +40,8 @@ TopPOption = Annotated[
         "--top-p",
         min=0.0,
         max=1.0,
-        help="Draw from the likeliest tokens that hold this much probability: above 0, at most 1 "
-        "(default 0.95).",
+        help="Draw from the likeliest tokens that hold this much probability (default 0.95), "
+        "more than 0.",
     ),
 ]
 TopKOption = Annotated[

@@ -151,9 +151,7 @@ def _draw(report: EvalReport, console: Console) -> None:
         table.add_row(name, f"{score.bpb:.4f}", size, style="bold")
         if score.fp32_bpb is not None and score.weights_cost_bpb is not None:
             cost = f"{report.weights} costs {score.weights_cost_bpb:+.5f}"
-            table.add_row(
-                "  fp32", f"{score.fp32_bpb:.4f}", f"weights and arithmetic in fp32; {cost}"
-            )
+            table.add_row("  all in fp32", f"{score.fp32_bpb:.4f}", cost)
         for baseline, value in score.baselines.items():
             number = "-" if value is None else f"{value:.4f}"
             table.add_row(f"  {baseline}", number, BASELINES.get(baseline, ""), style="dim")

@@ -7,7 +7,6 @@ keeps the keys and values of every token.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from benchmarks.models import HYBRID, PURE, Size
 from benchmarks.result import Findings, Gate
 from benchmarks.runners import Runner
 from benchmarks.timing import Announce, best, side_by_side
+from valkyrie_core.plan import memory
 from valkyrie_core.plan.machine import Precision
 
 WEIGHTS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -127,18 +127,9 @@ def measure_memory(name: str, which: str, tokens: int) -> list[float]:
     else:
         runner = runners.generate(size, LLAMA_DTYPES[name])
     runner.read(models.tokens(size, 1, WARM_UP)[0].tolist())
-    before = resident("VmHWM")
+    before = memory.peak_memory()
     runner.read(models.tokens(size, 1, tokens)[0].tolist())
-    return [(resident("VmHWM") - before) / MEBIBYTE]
-
-
-def resident(field: str) -> int:
-    """Bytes of memory that this process holds (VmRSS) or held at most (VmHWM).
-
-    Raises:
-        OSError: the system does not tell.
-    """
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) << 10
-    raise OSError(f"/proc/self/status does not tell {field}")
+    after = memory.peak_memory()
+    if before is None or after is None:
+        raise OSError("this system does not tell how much memory a process held")
+    return [(after - before) / MEBIBYTE]

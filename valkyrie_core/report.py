@@ -241,6 +241,8 @@ class LongReading(Part):
     """Read once from the beginning, the state carried."""
     by_context: list[ContextScore]
     """The same targets from contexts of several lengths."""
+    targets: int
+    """Tokens that every context is scored on."""
     effective_length: EffectiveContext
     """How much context helps."""
     recall: list[RecallScore]
@@ -277,8 +279,6 @@ class LongContextReport(LongReading):
     """What the matrix products were computed in."""
     weights: Weights
     """The format of the matrices."""
-    targets: int
-    """Tokens that every context is scored on."""
     changes: dict[str, int | float | str] = {}
     """What was changed in the run's model: kv_window, kv_dtype, state_dtype, yarn."""
     as_trained: LongReading | None = None

@@ -100,7 +100,6 @@ def read_long(
         chunk=chunk,
         precision=precision,
         weights=weights,
-        targets=reading.STRETCHES * reading.STRETCH,
         changes=changes,
         as_trained=as_trained,
         seconds=time.perf_counter() - began,
@@ -164,6 +163,7 @@ def _read_once(
             ContextScore(context=length, bpb=float(bpb))
             for length, bpb in zip(by_context.contexts, by_context.bits_per_byte(), strict=True)
         ],
+        targets=by_context.nats_CM.shape[1] * reading.STRETCH,
         effective_length=EffectiveContext(tokens=best.tokens, low=best.low, high=best.high),
         recall=[RecallScore(**score._asdict()) for score in summarise(answers)],
         memory=[LengthCost(**mark._asdict()) for mark in carried.marks],

@@ -105,6 +105,14 @@ def test_effective_length_is_where_the_loss_is_lowest() -> None:
     assert long.effective_length(flat) == (256, 256, 2048)
 
 
+def test_few_targets_are_not_scored_twice_and_claim_nothing() -> None:
+    engine = engine_of(hybrid_config("r"))
+    found = long.read_by_context(engine, text(256 + 128 + 1 + 100), LENGTHS, longest=256)
+    assert found.nats_CM.shape == (1, 1)
+    one = long.ByContext([256, 512], np.array([[3.0], [2.0]]), np.ones(1))
+    assert long.effective_length(one) == (256, 256, 512)
+
+
 def test_positions_are_bucketed_and_markers_have_no_bytes() -> None:
     tokens_T = text(1001)
     tokens_T[1:257] = 0

@@ -106,16 +106,15 @@ def evaluate(
     from valkyrie_core.errors import UsageError
 
     if long_context is None:
-        changed = (
-            kv_window,
-            yarn,
-            kv_dtype != "computed" or None,
-            state_dtype != "computed" or None,
-        )
-        names = ("--text", "--kv-window", "--yarn", "--kv-dtype", "--state-dtype")
-        for name, value in zip(names, (text, *changed), strict=True):
-            if value is not None:
-                raise UsageError(f"{name} belongs to --long-context N")
+        alone = {
+            "--text": text is not None,
+            "--kv-window": kv_window is not None,
+            "--yarn": yarn is not None,
+            "--kv-dtype": kv_dtype != "computed",
+            "--state-dtype": state_dtype != "computed",
+        }
+        if given := [name for name, is_given in alone.items() if is_given]:
+            raise UsageError(f"{given[0]} belongs to --long-context N")
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
     if long_context is not None:
@@ -205,6 +204,8 @@ def _draw_price(report: LongContextReport, before: LongReading, console: Console
     def found(reading: LongReading) -> str:
         asked = [x for x in reading.recall if x.depth is None]
         questions = sum(x.questions for x in asked)
+        if not questions:
+            return "-"
         return f"{sum(x.first * x.questions for x in asked) / questions:.1%} of {questions}"
 
     row(f"bits per byte from {report.context:,} tokens", lambda x: f"{x.by_context[-1].bpb:.4f}")

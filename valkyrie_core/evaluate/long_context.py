@@ -167,7 +167,9 @@ def read_by_context(
         raise ValueError(f"{len(tokens_T)} tokens are too few for a context of {longest}")
     contexts = context_lengths(longest)
     # where the inputs of each stretch of targets begin
-    anchors = np.unique(np.linspace(longest, last, STRETCHES).astype(int)).tolist()
+    # apart by a stretch at least: no target is scored twice
+    count = min(STRETCHES, (last - longest) // STRETCH + 1)
+    anchors = np.linspace(longest, last, count).astype(int).tolist()
     total, read = sum(contexts) * len(anchors), 0
     nats_CM = np.zeros((len(contexts), len(anchors)))
     for row, context in enumerate(contexts):
@@ -187,7 +189,12 @@ def read_by_context(
 
 
 def effective_length(found: ByContext, seed: int = 0) -> EffectiveLength:
-    """How much context helps, with a paired bootstrap over the stretches of targets."""
+    """How much context helps, with a paired bootstrap over the stretches of targets.
+
+    From one stretch nothing is sure: the shortest context, and an interval of all.
+    """
+    if found.nats_CM.shape[1] < 2:
+        return EffectiveLength(found.contexts[0], found.contexts[0], found.contexts[-1])
     generator = np.random.default_rng(seed)
     M = found.nats_CM.shape[1]
     chosen_RM = generator.integers(0, M, (RESAMPLES, M))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.errors import StoppedError
+from valkyrie_core.evaluate.long_context import Told
 from valkyrie_core.infer.engine import Engine, Prefilled
 
 Task = Literal["passkey", "needles", "mqar", "variables"]
@@ -50,7 +51,6 @@ EQUAL = 1e-6
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIRS, ASKED_PAIRS = 16, 4
 HOPS = 3
-Told = Callable[[str, int, int], None]
 
 
 class CrowdedError(ValueError):

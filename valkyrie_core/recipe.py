@@ -53,6 +53,18 @@ class Recipe(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _compiled_shapes_stay(self) -> Recipe:
+        mixers = [block.mixer.type for block in self.model.core.blocks.values()]
+        train = self.train
+        if train.compile is not None and train.state_passing is not None and "attention" in mixers:
+            raise MisfitError(
+                "attention carries more keys at every step with train.state_passing: each number "
+                "of them would be compiled anew - leave one of the two out",
+                ("train", "compile"),
+            )
+        return self
+
     @classmethod
     def load(cls, path_or_name: str | Path, overrides: Overrides = ()) -> Recipe:
         """Reads a recipe: a path or a bare name, and `--set` overrides such as `train.steps=10`.

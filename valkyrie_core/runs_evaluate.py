@@ -47,7 +47,7 @@ def evaluate_run(
         return corpora.score_corpora(
             model,
             dataset,
-            context_len=recipe.train.context_len,
+            context_len=recipe.train.longest_context,
             context=context,
             precision=precision,
             cache_dir=cache_dir(),

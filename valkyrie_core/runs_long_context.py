@@ -86,7 +86,7 @@ def read_long(
     if kept.kv_window is not None:
         limit_windows(model, kept.kv_window)
     if yarn is not None:
-        stretch_positions(model, yarn, recipe.train.context_len)
+        stretch_positions(model, yarn, recipe.train.longest_context)
     result = read(kept)
     report = LongContextReport(
         **dict(result),
@@ -96,7 +96,7 @@ def read_long(
         text=found.name,
         text_tokens=len(found.tokens_T),
         context=context,
-        trained_context=recipe.train.context_len,
+        trained_context=recipe.train.longest_context,
         chunk=chunk,
         precision=precision,
         weights=weights,

@@ -131,7 +131,7 @@ def _validate(
         bits = bits_per_byte(
             model,
             corpus.validation,
-            context_len=recipe.train.context_len,
+            context_len=recipe.train.longest_context,
             batch_size=EVAL_BATCH_SIZE,
             context="window",
             max_tokens=recipe.train.eval_tokens,

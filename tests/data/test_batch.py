@@ -10,7 +10,7 @@ import torch
 
 from tests.data.helpers import write_stories
 from tests.data.test_dataset import chat_corpus, config
-from valkyrie_core.data.batch import IGNORED, BatchStream, _quotas
+from valkyrie_core.data.batch import IGNORED, BatchStream, LaneStream, _quotas
 from valkyrie_core.data.dataset import DataConfig, Dataset, PackedCorpus, prepare
 from valkyrie_core.data.packing import PackedSplit, SplitCounts
 
@@ -246,3 +246,69 @@ def test_quotas_add_up_and_are_never_zero() -> None:
 def test_weights_must_name_the_corpora(stories: Dataset) -> None:
     with pytest.raises(ValueError, match="weights"):
         BatchStream(stories, weights={"other": 1.0}, seed=0, batch_size=1, context_len=8)
+
+
+def lanes(
+    data: Dataset, *, batch_size: int = 3, context_len: int = 8, chunks: int = 5
+) -> LaneStream:
+    return LaneStream(
+        stream(data, batch_size=batch_size, context_len=context_len * chunks), context_len
+    )
+
+
+def test_a_row_of_lanes_goes_on_where_it_ended() -> None:
+    data, split = synthetic([400, 300, 300])
+    found, chunks, before = lanes(data), 5, None
+    for step in range(40):
+        batch = found.batch(step)
+        assert batch.tokens_BT.shape == (3, 8)
+        assert torch.equal(batch.targets_BT[:, :-1], batch.tokens_BT[:, 1:])
+        for row in range(3):
+            begins_sample = (step + row * chunks // 3) % chunks == 0
+            if before is not None and not begins_sample:
+                assert batch.tokens_BT[row, 0] == before.targets_BT[row, -1]
+                place = int(batch.tokens_BT[row, 0]) - 10
+                same = batch.doc_BT[row, 0] == before.doc_BT[row, -1]
+                # a turn of the ring begins the first document again
+                assert bool(same) == (place not in split.doc_starts)
+            elif before is not None:
+                assert batch.doc_BT[row, 0] != before.doc_BT[row, -1]
+        before = batch
+
+
+def test_lanes_read_what_their_stream_does_and_no_target_twice_in_an_epoch() -> None:
+    data, _ = synthetic([1000])
+    found, chunks = lanes(data, batch_size=5), 5
+    # 25 windows of 40 tokens: lanes begin inside their first sample, so look at whole samples
+    targets = [found.batch(step).targets_BT for step in range(chunks * 6)]
+    whole = stream(data, batch_size=5, context_len=40)
+    for row in range(5):
+        skipped = (chunks - row * chunks // 5) % chunks
+        read = torch.cat([batch[row] for batch in targets])[skipped * 8 :]
+        first = 0 if skipped == 0 else 1
+        for turn in range(first, 5):
+            sample = whole.row(turn * 5 + row)[1]
+            place = (turn - first) * 40
+            assert read[place : place + 40].tolist() == sample.tolist()
+    assert len({int(t) for row in range(25) for t in whole.row(row)[1]}) == 1000
+
+
+def test_lanes_are_a_function_of_the_step(stories: Dataset) -> None:
+    forward = [lanes(stories).batch(step) for step in range(20)]
+    found = lanes(stories)
+    for step in (19, 0, 7, 7, 3):
+        for x, y in zip(forward[step], found.batch(step), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_lanes_need_whole_chunks(stories: Dataset) -> None:
+    with pytest.raises(ValueError, match="chunks of 7 do not make 40 tokens"):
+        LaneStream(stream(stories, context_len=40), 7)
+
+
+def test_streams_of_another_order_begin_elsewhere(stories: Dataset) -> None:
+    one = stream(stories).batch(0)
+    other = BatchStream(
+        stories, weights=stories.weights, seed=0, batch_size=4, context_len=32, order=1
+    ).batch(0)
+    assert not torch.equal(one.tokens_BT, other.tokens_BT)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from valkyrie_core.errors import CheckpointError
+from valkyrie_core.train.muon import orthogonalised
 from valkyrie_core.train.optim import AdamWConfig, MuonConfig, build_optimizers
 
 
@@ -149,3 +150,35 @@ def test_frozen_parameters_are_left_out() -> None:
     names = {name for name, _ in build_optimizers(AdamWConfig(), model).named_parameters()}
     assert "embedding.weight" not in names
     assert len(names) == 5
+
+
+def test_muon_without_bf16_instructions_computes_the_same_in_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    after = {}
+    for bf16 in (True, False):
+        monkeypatch.setattr("valkyrie_core.train.muon.supports_bf16", lambda _device, b=bf16: b)
+        model = Toy()
+        optimizers = build_optimizers(CONFIGS[1], model)
+        for seed in range(3):
+            put_gradients(model, seed)
+            optimizers.step()
+        after[bf16] = (model.hidden.weight.detach(), optimizers.state_tensors())
+    weight, state = after[False]
+    assert torch.equal(
+        state["hidden.weight/momentum_buffer"], after[True][1]["hidden.weight/momentum_buffer"]
+    )
+    # three updates of size 0.02, each rounded to bf16 at every product
+    torch.testing.assert_close(weight, after[True][0], atol=2e-3, rtol=0)
+    assert not torch.equal(weight, Toy().hidden.weight)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4)])
+def test_orthogonalised_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(shape, generator=generator, dtype=torch.float64)
+    found = orthogonalised(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    values = torch.linalg.svdvals(found)
+    assert found.shape == shape
+    assert float(values.max()) < 1.3
+    assert float(values.min()) > 0.3

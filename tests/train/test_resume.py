@@ -17,7 +17,7 @@ from tests.train import small
 from valkyrie_core.errors import StoppedError, UsageError
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.recipe import Recipe
-from valkyrie_core.train import journal, session
+from valkyrie_core.train import journal, session, stages
 from valkyrie_core.train.checkpoint import list_checkpoints
 from valkyrie_core.train.progress import StepEvent
 from valkyrie_core.train.run_dir import RunDir
@@ -37,6 +37,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 CASES["accumulation"] = {"optimizer": small.MUON, "grad_accum_steps": 4}
 CASES["bf16"] = {"optimizer": small.MUON, "precision": "bf16"}
+CASES["state passing"] = {
+    "optimizer": small.MUON,
+    "grad_accum_steps": 2,
+    "state_passing": {"span": 64},
+    "context_schedule": [{"from_fraction": 0.7, "context_len": 32}],
+}
 CASES["dropout"] = {"optimizer": small.MUON, "grad_accum_steps": 2}
 
 Outcome = tuple[str, list[dict[str, Any]]]
@@ -263,7 +269,7 @@ def interrupted_before_its_first_step(recipe: Recipe, cache: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session.BatchStream, "batch", batch)
+        patch.setattr(stages.BatchStream, "batch", batch)
         with pytest.raises(KeyboardInterrupt):
             small.train(recipe, cache=cache, extend_steps=5)
 

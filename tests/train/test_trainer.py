@@ -290,8 +290,8 @@ def test_a_run_that_can_not_be_read_back_never_begins(
     bench = Bench(folder)
     original = trainer.Saver.save
 
-    def damage(self: Any, position: Any) -> None:
-        original(self, position)
+    def damage(self: Any, position: Any, carried: Any) -> None:
+        original(self, position, carried)
         (bench.run.checkpoints / "step-000000" / "meta.json").write_bytes(b"{}")
 
     monkeypatch.setattr(trainer.Saver, "save", damage)
@@ -321,27 +321,32 @@ def test_progress_tells_speed_after_the_first_step(folder: Path) -> None:
 
 
 def test_the_meter_leaves_out_the_first_step() -> None:
-    meter = Meter(flops_per_token=6_000, peak_flops=1e6)
-    meter.add(100, 50.0)
+    meter = Meter(peak_flops=1e6)
+    meter.add(100, 600_000, 50.0)
     assert meter.tokens_per_second is None
     assert meter.mfu is None
     assert meter.seconds_for(3) is None
     for _ in range(60):
-        meter.add(100, 2.0)
+        meter.add(100, 600_000, 2.0)
     assert meter.tokens_per_second == 50
     assert meter.mfu == pytest.approx(50 * 6_000 / 1e6)
     assert meter.sitting_tokens_per_second == 50
     assert meter.seconds_for(3) == 6
-    assert Meter(flops_per_token=1, peak_flops=None).mfu is None
+    unknown = Meter(peak_flops=None)
+    for _ in range(2):
+        unknown.add(1, 1, 1.0)
+    assert unknown.mfu is None
 
 
-def test_flops_of_a_step_are_three_times_forward(folder: Path) -> None:
-    bench = Bench(folder)
+def test_flops_of_a_step_are_three_times_forward(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    monkeypatch.setattr(Meter, "add", lambda _self, *parts: counted.append(parts[:2]))
+    bench = Bench(folder, steps=2)
+    bench.fit()
     forward = sum(bench.model.flops_per_token(16).values())
-    meter = bench.trainer.meter
-    meter.add(1, 1.0)
-    meter.add(1000, 1.0)
-    assert meter.mfu == pytest.approx(3 * forward * 1000 / 1e9)
+    assert counted == [(64, 3 * 64 * forward)] * 2
 
 
 def test_the_best_validation_is_kept_and_every_step_counts(folder: Path) -> None:

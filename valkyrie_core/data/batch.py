@@ -24,7 +24,12 @@ IGNORED = -100
 _BLOCK = 840
 """Samples per block of a mixture: divisible by 1 to 8, so simple ratios are exact."""
 
+_DOCUMENTS = 1 << 31
+"""More than the document ids of one sample."""
+
 Int64 = npt.NDArray[np.int64]
+Row = tuple[Int64, Int64, Int64]
+"""Tokens, targets and document ids [T]."""
 
 
 class Batch(NamedTuple):
@@ -45,16 +50,16 @@ def _bits(count: int, *key: object) -> npt.NDArray[np.uint64]:
 class _Windows:
     """The endless sequence of training windows of one corpus."""
 
-    def __init__(self, split: PackedSplit, *, name: str, seed: int, context_len: int) -> None:
+    def __init__(self, split: PackedSplit, *, key: tuple[object, ...], context_len: int) -> None:
         self._split = split
-        self._key = (seed, name, "windows")
+        self._key = key
         self._context_len = context_len
         self._length = len(split.tokens)
         self._per_epoch = max(1, self._length // context_len)
         self._ends: list[int] = []
         self._epochs: dict[int, Int64] = {}
 
-    def row(self, number: int) -> tuple[Int64, Int64, Int64]:
+    def row(self, number: int) -> Row:
         """Tokens, targets and document ids [T] of one window."""
         epoch, index = self._locate(number)
         return self._window(int(self._starts(epoch)[index]))
@@ -87,7 +92,7 @@ class _Windows:
         places = np.arange(start + 1, start + 1 + self._context_len) % self._length
         return bool(scored[places].any())
 
-    def _window(self, start: int) -> tuple[Int64, Int64, Int64]:
+    def _window(self, start: int) -> Row:
         split = self._split
         positions = np.arange(start, start + self._context_len + 1)
         turns, places = np.divmod(positions, self._length)
@@ -116,31 +121,33 @@ class BatchStream:
         seed: int,
         batch_size: int,
         context_len: int,
+        order: int = 0,
     ) -> None:
+        """`order` tells streams apart that draw from the same seed."""
         if set(weights) != set(dataset.corpora):
             raise ValueError(f"weights {sorted(weights)} for corpora {sorted(dataset.corpora)}")
         names = sorted(weights)
-        self._seed = seed
-        self._batch_size = batch_size
+        salt = (order,) if order else ()
+        self._mixture = (seed, "mixture", *salt)
+        self.batch_size, self.context_len = batch_size, context_len
         self._quotas = _quotas([weights[name] for name in names], _BLOCK)
         self._windows = [
-            _Windows(dataset.corpora[name].train, name=name, seed=seed, context_len=context_len)
+            _Windows(
+                dataset.corpora[name].train,
+                key=(seed, name, "windows", *salt),
+                context_len=context_len,
+            )
             for name in names
         ]
         self._blocks: dict[int, tuple[Int64, Int64]] = {}
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, B x T; the same at every call."""
-        first = step * self._batch_size
-        rows = [self._row(number) for number in range(first, first + self._batch_size)]
-        tokens, targets, documents = zip(*rows, strict=True)
-        return Batch(
-            torch.from_numpy(np.stack(tokens)),
-            torch.from_numpy(np.stack(targets)),
-            torch.from_numpy(np.stack(documents)),
-        )
+        first = step * self.batch_size
+        return _stacked([self.row(number) for number in range(first, first + self.batch_size)])
 
-    def _row(self, number: int) -> tuple[Int64, Int64, Int64]:
+    def row(self, number: int) -> Row:
+        """The tokens, targets and documents [T] of one sample of the endless sequence of them."""
         block, place = divmod(number, int(self._quotas.sum()))
         corpora, ranks = self._block(block)
         corpus = int(corpora[place])
@@ -150,13 +157,60 @@ class BatchStream:
         """For each sample of a block: its corpus, and how many of that corpus came before it."""
         if block not in self._blocks:
             corpora = np.repeat(np.arange(len(self._quotas)), self._quotas)
-            bits = _bits(len(corpora), self._seed, "mixture", block)
+            bits = _bits(len(corpora), *self._mixture, block)
             corpora = corpora[np.argsort(bits, kind="stable")]
             ranks = np.zeros_like(corpora)
             for corpus, quota in enumerate(self._quotas):
                 ranks[corpora == corpus] = np.arange(quota)
             self._blocks = {block: (corpora, ranks)}
         return self._blocks[block]
+
+
+class LaneStream:
+    """Batches whose rows go on from step to step: row b of a step follows row b of the last one.
+
+    A row reads the samples of a stream of long windows in chunks, one chunk a step; samples have
+    documents of their own, so that a state carried from one to the next starts anew. The rows'
+    places in their samples are spread evenly: no step reads beginnings alone.
+    """
+
+    def __init__(self, stream: BatchStream, context_len: int) -> None:
+        """`context_len` tokens make a chunk; it must divide the stream's windows."""
+        if stream.context_len % context_len:
+            raise ValueError(f"chunks of {context_len} do not make {stream.context_len} tokens")
+        self._stream = stream
+        self._context_len = context_len
+        self._chunks = stream.context_len // context_len
+        self._samples: dict[int, Row] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, B x T; the same at every call."""
+        B = self._stream.batch_size
+        return _stacked([self._chunk(row, step + row * self._chunks // B) for row in range(B)])
+
+    def _chunk(self, row: int, place: int) -> Row:
+        """The chunk at `place` of all that a row ever reads."""
+        turn, chunk = divmod(place, self._chunks)
+        number = turn * self._stream.batch_size + row
+        cut = slice(chunk * self._context_len, (chunk + 1) * self._context_len)
+        tokens, targets, documents = self._sample(number)
+        return tokens[cut], targets[cut], documents[cut] + number * _DOCUMENTS
+
+    def _sample(self, number: int) -> Row:
+        if number not in self._samples:
+            while len(self._samples) >= 2 * self._stream.batch_size:
+                del self._samples[next(iter(self._samples))]
+            self._samples[number] = self._stream.row(number)
+        return self._samples[number]
+
+
+def _stacked(rows: list[Row]) -> Batch:
+    tokens, targets, documents = zip(*rows, strict=True)
+    return Batch(
+        torch.from_numpy(np.stack(tokens)),
+        torch.from_numpy(np.stack(targets)),
+        torch.from_numpy(np.stack(documents)),
+    )
 
 
 def _quotas(weights: list[float], size: int) -> Int64:

@@ -231,8 +231,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
 
 
 def _backward(ctx: Any, dz: Tensor | None, d_final: Tensor | None, unused: Any) -> tuple[Any, ...]:
-    *inputs, flags_BT = ctx.saved_tensors[:17]
-    saved = list(ctx.saved_tensors[17:])
+    # asked for once: activation checkpointing hands them out a single time
+    tensors = ctx.saved_tensors
+    *inputs, flags_BT = tensors[:17]
+    saved = list(tensors[17:])
     if dz is None:
         dz = torch.zeros_like(inputs[0])
     if d_final is None:

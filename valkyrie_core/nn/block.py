@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Discriminator, Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.attention import AttentionConfig
@@ -100,6 +101,8 @@ class Stack(nn.Module):
 
     def __init__(self, dim: int, config: StackConfig, norm: Norm) -> None:
         super().__init__()
+        self.recomputes = False
+        """Whether the backward pass computes each layer again instead of keeping its inside."""
         names = config.layers
         self.layers = nn.ModuleList(
             Block(dim, config.blocks[name], norm, layer_idx=i, num_layers=len(names))
@@ -121,8 +124,14 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, tuple[Any, ...], Ctx]:
         """Runs every layer once."""
         states = []
+        recomputes = self.recomputes and torch.is_grad_enabled()
         for layer, layer_state in zip(self.layers, state, strict=True):
-            x_BTD, layer_state, ctx = layer(x_BTD, layer_state, ctx)
+            if recomputes:
+                x_BTD, layer_state, ctx = checkpoint(
+                    layer, x_BTD, layer_state, ctx, use_reentrant=False
+                )
+            else:
+                x_BTD, layer_state, ctx = layer(x_BTD, layer_state, ctx)
             states.append(layer_state)
         return x_BTD, tuple(states), ctx
 

@@ -83,6 +83,51 @@ def append(
     return KVState(k_BKSH, v_BKSH, segment_BS, pos_BS, length, mark)
 
 
+class StoredCache(NamedTuple):
+    """A cache without spare room, as it is written to a file."""
+
+    k_BKSH: Tensor
+    v_BKSH: Tensor
+    segment_BS: Tensor
+    pos_BS: Tensor
+
+
+def stored(state: KVState) -> StoredCache:
+    """The keys and values that the state sees, and no more."""
+    L = state.length
+    return StoredCache(
+        state.k_BKSH[:, :, :L], state.v_BKSH[:, :, :L], state.segment_BS[:, :L], state.pos_BS[:, :L]
+    )
+
+
+def growing(state: KVState) -> list[tuple[str, Tensor, int]]:
+    """The name of each part of a stored cache, a tensor of its shape, the dimension that grows."""
+    parts = StoredCache(state.k_BKSH, state.v_BKSH, state.segment_BS, state.pos_BS)
+    dims = (2, 2, 1, 1)
+    return list(zip(StoredCache._fields, parts, dims, strict=True))
+
+
+def restored(k_BKSH: Tensor, v_BKSH: Tensor, segment_BS: Tensor, pos_BS: Tensor) -> KVState:
+    """The cache that was stored. ValueError where the parts are not equally long."""
+    length = k_BKSH.shape[2]
+    if not length == v_BKSH.shape[2] == segment_BS.shape[1] == pos_BS.shape[1]:
+        raise ValueError("keys, values, segments and positions are not equally many")
+    return KVState(k_BKSH, v_BKSH, segment_BS, pos_BS, length, HighWater(length))
+
+
+def forget(state: KVState, segment_B: Tensor) -> KVState:
+    """The cache without keys of documents that ended, so far as they come first in every row."""
+    own_BS = state.segment_BS[:, : state.length] == segment_B[:, None]
+    # a row that has no key of its document needs none
+    first_B = torch.where(own_BS.any(dim=1), own_BS.byte().argmax(dim=1), state.length)
+    first = int(first_B.min()) if state.length else 0
+    if first == 0:
+        return state
+    return restored(
+        *(part[:, :, first:] if part.dim() == 4 else part[:, first:] for part in stored(state))
+    )
+
+
 def _moved(buffer: Tensor, length: int, room: int, *, dim: int) -> Tensor:
     shape = list(buffer.shape)
     shape[dim] = room

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, model_validator
 
-from valkyrie_core.config import Config
+from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.train.optim import AdamWConfig, Optimizer
 from valkyrie_core.train.schedule import CosineConfig, Schedule
 
@@ -45,6 +45,28 @@ class WandbConfig(Config):
 Track = Annotated[TensorBoardConfig | TrackioConfig | WandbConfig, Discriminator("type")]
 
 
+class ContextStage(Config):
+    """From some step on, sequences are longer; as many fewer of them make a step."""
+
+    from_fraction: float = Field(gt=0, lt=1)
+    """The share of the steps that come before."""
+    context_len: int = Field(ge=2)
+    """Tokens per sequence; must divide train.batch_size times train.context_len."""
+
+
+class StatePassingConfig(Config):
+    """Sequences go on where the last step's ended, their state carried without its gradient.
+
+    Truncated back-propagation through time: a row reads a stretch of `span` tokens in consecutive
+    chunks of the context's length. A document's end inside the stretch resets the state, and so
+    does the stretch's end. Attention sees the keys it has carried: within its `window`, or all of
+    the document where it has none.
+    """
+
+    span: int = Field(default=16_384, ge=4)
+    """Tokens that a row reads in order; a multiple of every context length."""
+
+
 class SupervisedConfig(Config):
     """Next-token training on the packed corpora."""
 
@@ -55,6 +77,10 @@ class SupervisedConfig(Config):
     """Sequences per optimizer step."""
     context_len: int = Field(default=512, ge=2)
     """Tokens per sequence."""
+    context_schedule: tuple[ContextStage, ...] = ()
+    """Longer contexts later in the run, at the same number of tokens per step."""
+    state_passing: StatePassingConfig | None = None
+    """Carry states from step to step; left out, every sequence starts without one."""
     grad_accum_steps: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step; must divide batch_size."""
     optimizer: Optimizer = AdamWConfig()
@@ -65,6 +91,8 @@ class SupervisedConfig(Config):
     """Gradients are scaled down to this global norm."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast where the processor computes in it, else fp32."""
+    activation_checkpointing: bool = False
+    """Keep only the layers' inputs and compute the rest again: less memory, slower, same bits."""
     compile: CompileConfig | None = None
     """Compile the model; left out, it runs eagerly."""
     log_every: int = Field(default=10, ge=1)
@@ -92,3 +120,41 @@ class SupervisedConfig(Config):
                 f"batch_size ({self.batch_size})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> SupervisedConfig:
+        tokens = self.batch_size * self.context_len
+        before = 0.0
+        for index, stage in enumerate(self.context_schedule):
+            at = ("context_schedule", index)
+            if tokens % stage.context_len:
+                raise MisfitError(
+                    f"context_len ({stage.context_len}) must divide the {tokens} tokens of a step",
+                    (*at, "context_len"),
+                )
+            if stage.from_fraction <= before:
+                raise MisfitError(
+                    f"stages must follow each other: {stage.from_fraction:g} is not after "
+                    f"{before:g}",
+                    (*at, "from_fraction"),
+                )
+            before = stage.from_fraction
+        if self.state_passing is not None:
+            for length in self.context_lens:
+                if self.state_passing.span % length:
+                    raise MisfitError(
+                        f"span ({self.state_passing.span}) must be a multiple of the context "
+                        f"length {length}",
+                        ("state_passing", "span"),
+                    )
+        return self
+
+    @property
+    def context_lens(self) -> tuple[int, ...]:
+        """The context length of every stage, in order."""
+        return (self.context_len, *(stage.context_len for stage in self.context_schedule))
+
+    @property
+    def longest_context(self) -> int:
+        """The longest sequence that the run is trained on; validations read windows of it."""
+        return max(self.context_lens)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from valkyrie_core.config import Config
 from valkyrie_core.errors import CheckpointError
 from valkyrie_core.nn.layers import Role, parameter_roles
+from valkyrie_core.train.muon import Muon
 
 DECAY_LR_RATIO = 2.0
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
@@ -154,7 +155,7 @@ def _muon(
     config: MuonConfig, matrices: Mapping[str, nn.Parameter]
 ) -> tuple[torch.optim.Optimizer, list[Group]]:
     group = Group(tuple(matrices), tuple(matrices.values()), config.lr, config.weight_decay)
-    optimizer = torch.optim.Muon(
+    optimizer = Muon(
         group.parameters,
         lr=config.lr,
         weight_decay=config.weight_decay,

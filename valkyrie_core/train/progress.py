@@ -110,20 +110,20 @@ class Meter:
 
     WINDOW = 50
 
-    def __init__(self, *, flops_per_token: int, peak_flops: float | None) -> None:
-        self._flops_per_token = flops_per_token
+    def __init__(self, *, peak_flops: float | None) -> None:
         self._peak_flops = peak_flops
-        self._steps: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
+        self._steps: deque[tuple[int, int, float]] = deque(maxlen=self.WINDOW)
         self._warm = False
-        self._tokens, self._seconds = 0, 0.0
+        self._tokens, self._flops, self._seconds = 0, 0, 0.0
 
-    def add(self, num_tokens: int, seconds: float) -> None:
-        """Count one step."""
+    def add(self, num_tokens: int, flops: int, seconds: float) -> None:
+        """Count one step and its floating-point operations."""
         if not self._warm:
             self._warm = True
             return
-        self._steps.append((num_tokens, seconds))
+        self._steps.append((num_tokens, flops, seconds))
         self._tokens += num_tokens
+        self._flops += flops
         self._seconds += seconds
 
     @property
@@ -131,8 +131,7 @@ class Meter:
         """Training tokens per second, over the last steps."""
         if not self._steps:
             return None
-        seconds = sum(seconds for _, seconds in self._steps)
-        return sum(tokens for tokens, _ in self._steps) / seconds
+        return sum(tokens for tokens, _, _ in self._steps) / self._recent_seconds
 
     @property
     def sitting_tokens_per_second(self) -> float | None:
@@ -142,20 +141,26 @@ class Meter:
     @property
     def mfu(self) -> float | None:
         """Model FLOPs (three times forward) per second as a share of the peak."""
-        return self._share(self.tokens_per_second)
+        if not self._steps:
+            return None
+        return self._share(sum(flops for _, flops, _ in self._steps), self._recent_seconds)
 
     @property
     def sitting_mfu(self) -> float | None:
         """The same over this sitting."""
-        return self._share(self.sitting_tokens_per_second)
+        return self._share(self._flops, self._seconds)
 
     def seconds_for(self, steps: int) -> float | None:
         """How long `steps` more will take at the present speed."""
         if not self._steps:
             return None
-        return steps * sum(seconds for _, seconds in self._steps) / len(self._steps)
+        return steps * self._recent_seconds / len(self._steps)
 
-    def _share(self, tokens_per_second: float | None) -> float | None:
-        if tokens_per_second is None or self._peak_flops is None:
+    @property
+    def _recent_seconds(self) -> float:
+        return sum(seconds for _, _, seconds in self._steps)
+
+    def _share(self, flops: int, seconds: float) -> float | None:
+        if not seconds or self._peak_flops is None:
             return None
-        return tokens_per_second * self._flops_per_token / self._peak_flops
+        return flops / seconds / self._peak_flops

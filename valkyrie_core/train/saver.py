@@ -52,11 +52,15 @@ class Saver:
         self.saved: tuple[int, int] | None = None
         """(step, last validation) of the newest checkpoint."""
 
-    def save(self, position: Position) -> None:
-        """Write a checkpoint of this moment, then remove those that are kept no longer."""
+    def save(self, position: Position, carried: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint of this moment, then remove those that are kept no longer.
+
+        `carried` are the states that the next step goes on from, as tensors.
+        """
         rng = RngState.capture()
         training = {f"optimizer/{key}": t for key, t in self._optimizers.state_tensors().items()}
         training |= {f"rng/{name}": tensor for name, tensor in rng.tensors.items()}
+        training |= {f"carried/{name}": tensor for name, tensor in carried.items()}
         meta = {
             **self._binding,
             "position": position.to_meta(),
@@ -94,15 +98,15 @@ class Saver:
             )
         return checkpoint
 
-    def restore(self, checkpoint: Checkpoint) -> Position:
-        """Put weights, optimizer and generators back; returns the counters."""
+    def restore(self, checkpoint: Checkpoint) -> tuple[Position, dict[str, Tensor]]:
+        """Put weights, optimizer and generators back; returns the counters and what was carried."""
         load_model_tensors(self._model, checkpoint.model_tensors(), str(checkpoint.path))
         training = checkpoint.training_tensors()
         self._optimizers.load_state_tensors(_below("optimizer/", training))
         position = Position.from_meta(checkpoint.meta["position"])
         self.saved = (position.step, position.validated)
         RngState.from_parts(_below("rng/", training), checkpoint.meta["rng"]).restore()
-        return position
+        return position, _below("carried/", training)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from valkyrie_core.data.batch import BatchStream
 from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.data.tokenizer import Tokenizer, load_tokenizer
 from valkyrie_core.errors import CheckpointError, MissingError, ResourceError, StoppedError
@@ -26,6 +25,7 @@ from valkyrie_core.train.progress import StepEvent, Validation
 from valkyrie_core.train.run_dir import RunDir
 from valkyrie_core.train.signals import StopRequestedError, StopSignal
 from valkyrie_core.train.sitting import Sitting, begin, go_on, recipe_hash
+from valkyrie_core.train.stages import training_batches
 from valkyrie_core.train.storage import Storage
 from valkyrie_core.train.track import build_tracker
 from valkyrie_core.train.trainer import Poll, Tools, Trainer
@@ -166,13 +166,7 @@ def _train(
             own = load_tokenizer(run.tokenizer_directory) if checkpoint else None
             dataset = calls.prepare(own)
         tools = Tools(
-            batch=BatchStream(
-                dataset,
-                weights=dataset.weights,
-                seed=recipe.seed,
-                batch_size=recipe.train.batch_size,
-                context_len=recipe.train.context_len,
-            ).batch,
+            batch=training_batches(dataset, recipe.train, recipe.seed),
             evaluate=lambda model, poll: calls.evaluate(model, dataset, poll),
             sample=lambda model, prompt, poll: calls.sample(model, dataset, prompt, poll),
             progress=calls.progress,

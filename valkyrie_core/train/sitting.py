@@ -27,6 +27,7 @@ CHANGEABLE = frozenset(
         "description",
         "device",
         "runs_dir",
+        "train.activation_checkpointing",
         "train.compile",
         "train.init_from",
         "train.keep_last",

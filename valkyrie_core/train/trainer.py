@@ -2,8 +2,8 @@
 
 What happens at a step is a pure function of the state at its beginning: the batch comes from
 (seed, step), the learning rate from (plan, step), validation and samples from the weights. All
-else that matters is in the checkpoint; that is why a run that was stopped anywhere and resumed
-gives the same bits as one that was not.
+else that matters, carried states included, is in the checkpoint; that is why a run that was
+stopped anywhere and resumed gives the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from valkyrie_core.data.batch import Batch
 from valkyrie_core.errors import DivergedError, ResourceError
 from valkyrie_core.nn.model import IGNORED, HybridLM
+from valkyrie_core.nn.state import LMState
 from valkyrie_core.plan.machine import Precision
+from valkyrie_core.train import carry
 from valkyrie_core.train.checkpoint import Checkpoint
 from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.device import autocast
@@ -34,6 +36,7 @@ from valkyrie_core.train.run_dir import RunDir
 from valkyrie_core.train.saver import Saver
 from valkyrie_core.train.schedule import LRPlan
 from valkyrie_core.train.signals import StopRequestedError, StopSignal
+from valkyrie_core.train.stages import Stage, stage_at, stages
 from valkyrie_core.train.track import Tracker
 from valkyrie_core.train.weights import non_finite
 
@@ -95,11 +98,13 @@ class Trainer:
         )
         self.journal = Journal(run, tools.tracker)
         self.at = Position()
-        flops = 3 * sum(model.flops_per_token(config.context_len).values())
-        self.meter = Meter(flops_per_token=flops, peak_flops=peak_flops)
+        self.meter = Meter(peak_flops=peak_flops)
+        self._stages = stages(config)
+        self._states: tuple[LMState, ...] | None = None
+        """Of each micro-batch, to go on from; None: the next step starts without."""
         self._eval_every = config.eval_every or max(1, config.steps // 10)
         self._save_every = config.save_every or self._eval_every
-        self._micro_size = config.batch_size // config.grad_accum_steps
+        model.core.recomputes = config.activation_checkpointing
         self._loss = model.loss
         if config.compile is not None:
             log.info("the model is compiled: its first step takes up to a minute")
@@ -108,12 +113,17 @@ class Trainer:
     def start(self) -> None:
         """Save step 0 and go on from what was read back: a run that can't resume never begins."""
         self.journal.start(0, 0)
-        self.saver.save(self.at)
+        self._write_checkpoint()
         self.restore(self.saver.read_back(0))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand where a checkpoint stood."""
-        self.at = self.saver.restore(checkpoint)
+        self.at, tensors = self.saver.restore(checkpoint)
+        self._states = None
+        if tensors:
+            stage = stage_at(self.at.step, self._stages)
+            count = stage.batch_size // stage.micro_size
+            self._states = carry.from_tensors(self.model, stage.micro_size, count, tensors)
         self.journal.start(self.at.step, self.at.validated)
 
     def fit(self, until: int) -> None:
@@ -154,13 +164,20 @@ class Trainer:
         started = time.perf_counter()
         step = self.at.step
         rng = RngState.capture()
+        stage = stage_at(step, self._stages)
+        if step == stage.first_step and step:
+            self._announce(stage)
         batch = self.tools.batch(step)
         num_scored = max(1, int((batch.targets_BT != IGNORED).sum()))
         loss = 0.0
+        states = []
         try:
-            for micro in self._micro_batches(batch):
+            for index, micro in enumerate(self._micro_batches(batch, stage.micro_size)):
                 self.stop.poll()
-                loss += self._backward(micro, num_scored)
+                before = self._states[index] if self._states else None
+                share, after = self._backward(micro, num_scored, before)
+                loss += share
+                states.append(after)
             grad_norm = self._finite_grad_norm(loss)
         except BaseException:
             self.optimizers.zero_grad()
@@ -173,29 +190,46 @@ class Trainer:
         self.optimizers.zero_grad()
         num_tokens = batch.tokens_BT.numel()
         seconds = time.perf_counter() - started
+        goes_on = self.config.state_passing and stage == stage_at(step + 1, self._stages)
+        self._states = tuple(states) if goes_on else None
         self.at.advance(loss, num_scored, num_tokens, float(grad_norm), scale, seconds)
-        self.meter.add(num_tokens, seconds)
+        flops = 3 * num_tokens * sum(self.model.flops_per_token(stage.context_len).values())
+        self.meter.add(num_tokens, flops, seconds)
         self._report()
 
-    def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        for start in range(0, self.config.batch_size, self._micro_size):
-            rows = slice(start, start + self._micro_size)
+    def _announce(self, stage: Stage) -> None:
+        again = "; the carried states start anew" if self.config.state_passing else ""
+        log.info(
+            "step %d: from here on contexts of %d tokens, %d to a step%s",
+            self.at.step,
+            stage.context_len,
+            stage.batch_size,
+            again,
+        )
+
+    def _micro_batches(self, batch: Batch, micro_size: int) -> Iterator[Batch]:
+        for start in range(0, len(batch.tokens_BT), micro_size):
+            rows = slice(start, start + micro_size)
             yield Batch(*(part[rows].to(self.device) for part in batch))
 
-    def _backward(self, micro: Batch, num_scored: int) -> float:
-        """Add the micro-batch's share to the gradients and return its share of the loss.
+    def _backward(
+        self, micro: Batch, num_scored: int, state: LMState | None
+    ) -> tuple[float, LMState]:
+        """Add the micro-batch's share to the gradients; returns its share of the loss, and what
+        the next step goes on from.
 
         The share is by scored tokens, so that accumulating gives the mean over the whole batch.
         """
         share = int((micro.targets_BT != IGNORED).sum()) / num_scored
-        state = self.model.init_state(self._micro_size)
+        if state is None:
+            state = self.model.init_state(len(micro.tokens_BT))
         with autocast(self.precision, self.device):
-            loss, _, _ = self._loss(micro.tokens_BT, micro.targets_BT, state, micro.doc_BT)
+            loss, state, _ = self._loss(micro.tokens_BT, micro.targets_BT, state, micro.doc_BT)
         value = float(loss.detach()) * share
         if not math.isfinite(value):
             raise self._diverged(f"the loss of the next step is {float(loss.detach())}")
         torch.autograd.backward(loss * share)
-        return value
+        return value, carry.carried(state)
 
     def _finite_grad_norm(self, loss: float) -> Tensor:
         gradients = {
@@ -275,7 +309,10 @@ class Trainer:
             # the next loss would show it, but by then it would lie in an intact checkpoint
             raise self._diverged(f"the weights {broken[0]} are not finite")
         self.journal.sync()
-        self.saver.save(self.at)
+        self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        self.saver.save(self.at, carry.to_tensors(self._states or ()))
 
     def _report(self, validation: Validation | None = None) -> None:
         self.tools.progress(
@@ -296,5 +333,5 @@ def _out_of_memory(grad_accum_steps: int) -> ResourceError:
     return ResourceError(
         "memory ran out while training",
         hint=f"use smaller micro-batches, --set train.grad_accum_steps={2 * grad_accum_steps}, "
-        "or a smaller train.context_len",
+        "--set train.activation_checkpointing=true, or a smaller train.context_len",
     )

@@ -149,11 +149,10 @@ def _read_once(
 ) -> LongReading:
     lengths = token_lengths(tokenizer)
     carried = reading.read_carried(engine, tokens_T[: context + 1], chunk=chunk, told=told)
-    by_context = reading.read_by_context(engine, tokens_T, lengths, longest=context, told=told)
+    contexts = reading.context_lengths(context)
+    by_context = reading.read_by_context(engine, tokens_T, lengths, contexts=contexts, told=told)
     best = reading.effective_length(by_context)
-    answers = measure_recall(
-        engine, tokenizer, tokens_T[1:].tolist(), by_context.contexts, told=told
-    )
+    answers = measure_recall(engine, tokenizer, tokens_T[1:].tolist(), contexts, told=told)
     return LongReading(
         by_position=[
             PositionScore(start=start, end=end, bpb=bpb)

@@ -65,10 +65,11 @@ def test_what_is_read_carried_is_what_the_model_says() -> None:
 def test_every_context_scores_the_same_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long, "SHORTEST", 16)
     monkeypatch.setattr(long, "STRETCH", 8)
-    monkeypatch.setattr(long, "STRETCHES", 3)
     engine = engine_of(hybrid_config())
     tokens_T = text(120)
-    found = long.read_by_context(engine, tokens_T, LENGTHS, longest=64)
+    found = long.read_by_context(
+        engine, tokens_T, LENGTHS, contexts=long.context_lengths(64), stretches=3
+    )
     assert found.contexts == [16, 32, 64]
     assert found.bytes_M.tolist() == [24, 24, 24]
     for row, context in enumerate(found.contexts):
@@ -86,7 +87,7 @@ def test_every_context_scores_the_same_targets(monkeypatch: pytest.MonkeyPatch) 
 def test_a_text_that_is_too_short_is_told() -> None:
     engine = engine_of(hybrid_config())
     with pytest.raises(ValueError, match="too few"):
-        long.read_by_context(engine, text(300), LENGTHS, longest=256)
+        long.read_by_context(engine, text(300), LENGTHS, contexts=long.context_lengths(256))
 
 
 def test_effective_length_is_where_the_loss_is_lowest() -> None:
@@ -107,7 +108,9 @@ def test_effective_length_is_where_the_loss_is_lowest() -> None:
 
 def test_few_targets_are_not_scored_twice_and_claim_nothing() -> None:
     engine = engine_of(hybrid_config("r"))
-    found = long.read_by_context(engine, text(256 + 128 + 1 + 100), LENGTHS, longest=256)
+    found = long.read_by_context(
+        engine, text(256 + 128 + 1 + 100), LENGTHS, contexts=long.context_lengths(256)
+    )
     assert found.nats_CM.shape == (1, 1)
     one = long.ByContext([256, 512], np.array([[3.0], [2.0]]), np.ones(1))
     assert long.effective_length(one) == (256, 256, 512)

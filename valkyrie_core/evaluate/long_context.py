@@ -147,28 +147,30 @@ def read_by_context(
     tokens_T: npt.NDArray[np.int64],
     token_lengths: npt.NDArray[np.int64],
     *,
-    longest: int,
+    contexts: list[int],
+    stretches: int = STRETCHES,
     told: Told | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> ByContext:
-    """Predicts the same stretches of targets from contexts of 256, 512, ... `longest` tokens.
+    """Predicts the same stretches of targets from contexts of several lengths.
 
     Args:
-        tokens_T: the text; at least `longest` + `STRETCH` + 1 tokens.
+        tokens_T: the text; `STRETCH` + 1 tokens more than the longest context, at least.
         token_lengths: the bytes that each token id stands for.
+        contexts: tokens that are read before the targets; rising.
+        stretches: of targets, at most; they are spread evenly over where the longest context fits.
 
     Raises:
         ValueError: the text is too short.
         DivergedError: a loss is not finite.
         StoppedError: `stop` said so.
     """
-    last = len(tokens_T) - 1 - STRETCH
+    last, longest = len(tokens_T) - 1 - STRETCH, contexts[-1]
     if last < longest:
         raise ValueError(f"{len(tokens_T)} tokens are too few for a context of {longest}")
-    contexts = context_lengths(longest)
     # where the inputs of each stretch of targets begin
     # apart by a stretch at least: no target is scored twice
-    count = min(STRETCHES, (last - longest) // STRETCH + 1)
+    count = min(stretches, (last - longest) // STRETCH + 1)
     anchors = np.linspace(longest, last, count).astype(int).tolist()
     total, read = sum(contexts) * len(anchors), 0
     nats_CM = np.zeros((len(contexts), len(anchors)))

@@ -20,6 +20,7 @@ from valkyrie_cli.commands import (
     doctor,
     evaluate,
     generate,
+    read,
     recipe,
     runs,
     tokenizer,
@@ -99,6 +100,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("read")(read.read)
 app.add_typer(runs.app, name="runs", cls=Group)
 app.add_typer(recipe.app, name="recipe", cls=Group)
 app.add_typer(tokenizer.app, name="tokenizer", cls=Group)

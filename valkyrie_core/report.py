@@ -371,6 +371,34 @@ class ChatReport(Report):
     """How tokens were drawn."""
 
 
+class ReadReport(Report):
+    """A text that was read, and the state that was kept after it."""
+
+    schema_: Literal["valkyrie.read/1"] = Field(default="valkyrie.read/1", alias="schema")
+    run: str
+    """The run's name."""
+    step: int
+    """The step of the checkpoint."""
+    text: str
+    """The file that was read."""
+    tokens: int
+    """Its tokens, with the marker that begins a document."""
+    total_tokens: int
+    """Tokens that the state has read."""
+    seconds: float
+    """How long the reading took."""
+    tokens_per_second: float
+    """Tokens read per second."""
+    state_bytes: int
+    """Memory of the state."""
+    file: str
+    """Where the state is."""
+    file_bytes: int
+    """Size of that file."""
+    weights: Weights
+    """The format of the matrices."""
+
+
 class Check(Part):
     """One line of `valkyrie doctor`."""
 

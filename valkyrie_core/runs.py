@@ -29,6 +29,7 @@ from valkyrie_core.report import (
     GenerateReport,
     KVFormat,
     LongContextReport,
+    ReadReport,
     RecurrentFormat,
     Sampling,
     TokenizerBuildReport,
@@ -62,6 +63,7 @@ __all__ = [
     "list_runs",
     "load",
     "open_chat",
+    "read",
     "sampling",
     "show_run",
     "train",
@@ -222,6 +224,45 @@ def evaluate_long_context(
     )
 
 
+def read(
+    run: str | Path | None,
+    text: str | Path,
+    save_state: str | Path,
+    *,
+    state: str | Path | None = None,
+    weights: Weights = "fp32",
+    chunk: int = 1024,
+    runs_dir: str | Path = "runs",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ReadReport:
+    """Reads a text and keeps the state after it in a file.
+
+    Args:
+        text: a UTF-8 file.
+        save_state: where the state goes; a state that is there is replaced.
+        state: a state file to begin with; left out, the text begins a document.
+        weights: the format of the matrices.
+        chunk: tokens that are read at once.
+        progress: called with the text, the tokens read, and their total.
+
+    Raises:
+        MissingError: there is no such run, text, state or folder.
+        UsageError: the text is empty or not UTF-8, or a file is no state of this model.
+        CheckpointError: no checkpoint is valid.
+    """
+    from valkyrie_core.runs_read import read_text
+
+    return read_text(
+        find_run(run, runs_dir),
+        Path(text),
+        Path(save_state),
+        state=None if state is None else Path(state),
+        weights=weights,
+        chunk=chunk,
+        told=progress,
+    )
+
+
 def sampling(
     *,
     temperature: float | None = None,
@@ -257,6 +298,7 @@ def generate(
     prompt: str,
     sampling: SamplingConfig | None = None,
     max_tokens: int | None = None,
+    state: str | Path | None = None,
     on_text: Callable[[str], None] | None = None,
     weights: Weights = "fp32",
     runs_dir: str | Path = "runs",
@@ -264,6 +306,7 @@ def generate(
     """Continues a text.
 
     Args:
+        state: a file of `read` or `ChatSession.save_state`: the prompt goes on with what it read.
         sampling: how tokens are drawn; see `sampling`.
         max_tokens: at most so many; GENERATE_TOKENS if left out.
         on_text: told every piece of text as soon as it is known.
@@ -271,17 +314,24 @@ def generate(
     """
     from valkyrie_core.infer.continuation import Continuation
     from valkyrie_core.infer.sampling import SamplingConfig
+    from valkyrie_core.infer.state_file import read_state
 
     place = find_run(run, runs_dir)
     loaded = _load(place)
     config = sampling or SamplingConfig()
     limit = max_tokens or GENERATE_TOKENS
+    saved = None
+    if state is not None:
+        if not prompt:
+            raise UsageError("a state goes on with a prompt of at least one character")
+        saved = read_state(Path(state), loaded.model, loaded.tokenizer)
     continuation = Continuation(
         loaded.model,
         loaded.tokenizer,
         prompt,
         config,
         max_tokens=limit,
+        saved=saved,
         weights=weights,
         precision=precision_of(weights, loaded.model),
     )
@@ -332,12 +382,14 @@ def open_chat(
     *,
     sampling: SamplingConfig | None = None,
     max_tokens: int | None = None,
+    state: str | Path | None = None,
     weights: Weights = "fp32",
     runs_dir: str | Path = "runs",
 ) -> OpenedChat:
     """A conversation with a run.
 
     Args:
+        state: a file of `read` or `ChatSession.save_state`: the conversation begins after it.
         sampling: how tokens are drawn; see `sampling`.
         max_tokens: at most so many per answer; CHAT_TOKENS if left out.
         weights: the format of the matrices; bf16 and int8 are faster, `evaluate` tells their cost.
@@ -356,6 +408,8 @@ def open_chat(
         weights=weights,
         precision=precision_of(weights, loaded.model),
     )
+    if state is not None:
+        session.load_state(Path(state))
     formats = [corpus.format for corpus in loaded.recipe.data.corpora.values()]
     return OpenedChat(
         session=session,

@@ -291,7 +291,11 @@ def test_a_conversation_at_a_terminal(runs_dir: Path, cache: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_ctrl_c_stops_an_answer_and_not_the_chat(runs_dir: Path, cache: Path) -> None:
-    terminal = Terminal("chat", "--runs-dir", str(runs_dir), "--max-tokens", "1000000", cache=cache)
+    # the likeliest byte never ends an answer: this run has not seen an end
+    terminal = Terminal(
+        "chat", "--runs-dir", str(runs_dir), "--max-tokens", "1000000", "--temperature", "0",
+        cache=cache,
+    )  # fmt: skip
     terminal.wait_for("> ")
     # Python's line editor misses a Ctrl-C that comes while it draws its prompt
     time.sleep(1)
@@ -300,7 +304,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(runs_dir: Path, cache: Path) ->
     terminal.wait_for("> ")
     terminal.send("hello\n")
     terminal.wait_for("hello")
+    end = time.monotonic() + 60
     while len(terminal.seen) < 30:
+        assert time.monotonic() < end, f"the answer is short: {terminal.seen!r}"
         terminal._read()
     terminal.send("\x03")
     terminal.wait_for("(stopped)")

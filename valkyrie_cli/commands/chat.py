@@ -15,6 +15,7 @@ from valkyrie_cli.commands.generate import (
     MaxTokensOption,
     PenaltyOption,
     SeedOption,
+    StateOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -38,11 +39,15 @@ if TYPE_CHECKING:
 
 HELP = {
     "/help": "this list",
-    "/reset": "forget the conversation",
+    "/reset": "forget the conversation; a loaded state stays",
     "/undo": "forget the last turn",
     "/retry": "answer the last message again, differently",
     "/save FILE": "write the conversation to a file",
     "/load FILE": "go on with a conversation from a file",
+    "/fork": "a second conversation that begins here; the first stays as it is",
+    "/branch [N]": "go on with another one of them; without N, the list",
+    "/save-state FILE": "write the model's state to a file: what it has read, in its own form",
+    "/load-state FILE": "begin with such a file, at once",
     "/stats": "tokens and time of the last turn, size of the conversation",
     "/quit": "end (so does Ctrl-D)",
 }
@@ -60,6 +65,7 @@ def chat(
     top_k: TopKOption = None,
     repetition_penalty: PenaltyOption = None,
     seed: SeedOption = None,
+    state: StateOption = None,
     weights: WeightsOption = "fp32",
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
@@ -75,6 +81,7 @@ def chat(
       valkyrie chat
       valkyrie chat chat --temperature 0.5 --top-k 20
       valkyrie chat --weights int8
+      valkyrie chat quickstart --state book.state
       echo "How are you?" | valkyrie chat --json
     """
     from valkyrie_core import runs
@@ -84,6 +91,7 @@ def chat(
     opened = runs.open_chat(
         place.path,
         max_tokens=max_tokens,
+        state=state,
         weights=weights,
         sampling=runs.sampling(
             temperature=temperature,
@@ -158,6 +166,10 @@ class Conversation:
             "/retry": self._retry,
             "/save": self._save,
             "/load": self._load,
+            "/fork": self._fork,
+            "/branch": self._branch,
+            "/save-state": self._save_state,
+            "/load-state": self._load_state,
             "/stats": self._stats,
         }
         if name not in commands:
@@ -199,6 +211,45 @@ class Conversation:
     def _load(self, argument: str) -> None:
         path = _file_of("/load", argument)
         self.session.load(path)
+        self._take_turns()
+        say(f"{len(self.turns)} turns read from {path}", style="dim")
+
+    def _fork(self, _argument: str) -> None:
+        before = next(branch for branch in self.session.branches if branch.is_present)
+        number = self.session.fork()
+        say(
+            f"branch {number} begins here, after {before.turns} turns; "
+            f"/branch {before.number} goes back",
+            style="dim",
+        )
+
+    def _branch(self, argument: str) -> None:
+        if argument:
+            if not argument.isdecimal():
+                raise UsageError(f"a branch has a number, not {argument!r}", hint="/branch 1")
+            self.session.switch(int(argument))
+            self._take_turns()
+        for branch in self.session.branches:
+            mark = "*" if branch.is_present else " "
+            last = f", last asked: {branch.last[:40]}" if branch.last else ""
+            say(f"{mark} {branch.number}  {branch.turns} turns, {branch.tokens:,} tokens{last}")
+
+    def _save_state(self, argument: str) -> None:
+        path = _file_of("/save-state", argument, "talk.state")
+        size = self.session.save_state(path)
+        tokens = self.session.stats().conversation_tokens
+        say(
+            f"the state after {tokens:,} tokens: {human_count(float(size))}B in {path}", style="dim"
+        )
+
+    def _load_state(self, argument: str) -> None:
+        path = _file_of("/load-state", argument, "talk.state")
+        tokens = self.session.load_state(path)
+        self.turns = []
+        say(f"the state in {path} has read {tokens:,} tokens", style="dim")
+
+    def _take_turns(self) -> None:
+        """The turns of the session, of which the cost is not known here."""
         self.turns = [
             ChatTurn(
                 message=turn.user,
@@ -209,7 +260,6 @@ class Conversation:
             )
             for turn in self.session.turns
         ]
-        say(f"{len(self.turns)} turns read from {path}", style="dim")
 
     def _stats(self, _argument: str) -> None:
         stats = self.session.stats()
@@ -224,9 +274,9 @@ class Conversation:
         )
 
 
-def _file_of(command: str, argument: str) -> Path:
+def _file_of(command: str, argument: str, example: str = "talk.json") -> Path:
     if not argument:
-        raise UsageError(f"{command} needs the name of a file", hint=f"{command} talk.json")
+        raise UsageError(f"{command} needs the name of a file", hint=f"{command} {example}")
     return Path(argument).expanduser()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,6 +72,15 @@ WeightsOption = Annotated[
     ),
 ]
 
+StateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="FILE",
+        help="Begin with what a state file has read (`valkyrie read`, /save-state).",
+    ),
+]
+
 
 def generate(
     run: RunArgument = None,
@@ -83,6 +93,7 @@ def generate(
     top_k: TopKOption = None,
     repetition_penalty: PenaltyOption = None,
     seed: SeedOption = None,
+    state: StateOption = None,
     weights: WeightsOption = "fp32",
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
@@ -98,6 +109,7 @@ def generate(
       valkyrie generate quickstart --prompt "First Witch" --temperature 0 --max-tokens 40
       echo "To be, or not" | valkyrie generate --json
       valkyrie generate --prompt "To be" --weights int8
+      valkyrie generate --state book.state --prompt "In the end"
     """
     text = one_prompt(prompt)
     from valkyrie_core import runs
@@ -120,6 +132,7 @@ def generate(
             repetition_penalty=repetition_penalty,
             seed=seed,
         ),
+        state=state,
         on_text=None if as_json else write,
         weights=weights,
     )

@@ -65,15 +65,24 @@ def read_file(path: Path, tokenizer: Tokenizer, needed: int) -> LongText:
         MissingError: it can't be read.
         UsageError: it is not UTF-8, or has fewer than `needed` tokens.
     """
+    return long_enough(tokenised(str(path), read_utf8(path), tokenizer), needed)
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        MissingError: it can't be read.
+        UsageError: it is not UTF-8.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise MissingError(f"{path} can't be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8 (byte {error.start})", hint="convert it first"
         ) from error
-    return long_enough(tokenised(str(path), text, tokenizer), needed)
 
 
 def documentation() -> str:

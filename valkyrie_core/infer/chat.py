@@ -1,6 +1,7 @@
 """A conversation that keeps the model's state after every turn.
 
-A turn reads its own new tokens and nothing else; undoing one is dropping the last snapshot.
+A turn reads its own new tokens and nothing else; undoing one is dropping the last snapshot, and a
+fork is keeping it. A state can be kept in a file, and a conversation begin with one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from valkyrie_core.data.tokenizer import Tokenizer, encode_pieces
 from valkyrie_core.errors import UsageError
 from valkyrie_core.infer.engine import Engine, Prefilled, StopCallback, Token
 from valkyrie_core.infer.sampling import SamplingConfig, make_generator
+from valkyrie_core.infer.state_file import SavedState, read_state, write_state
 from valkyrie_core.infer.text import Utf8Stream
 from valkyrie_core.infer.transcript import Turn, read_transcript, write_transcript
 from valkyrie_core.nn.model import HybridLM
@@ -40,7 +42,9 @@ class ChatStats(NamedTuple):
     """What the last turn cost, and how large the conversation is."""
 
     turns: int
+    """Since the beginning, or since the state that was loaded."""
     conversation_tokens: int
+    """Tokens that the present state has read."""
     prefilled_tokens: int
     """Tokens of the last turn that were read without being drawn: question and markers."""
     drawn_tokens: int
@@ -54,6 +58,19 @@ class ChatStats(NamedTuple):
     def tokens_per_second(self) -> float:
         """Drawn tokens per second of drawing; 0 before the first answer."""
         return self.drawn_tokens / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+class Branch(NamedTuple):
+    """One of several conversations that began as one."""
+
+    number: int
+    """Counted from 1."""
+    turns: int
+    tokens: int
+    last: str
+    """The last question; empty before the first."""
+    is_present: bool
+    """Whether this is the one that goes on."""
 
 
 class _Cost:
@@ -97,6 +114,9 @@ class ChatSession:
         self._end = tokenizer.special_id("<|end|>")
         self._cost = _Cost()
         self._snapshots = [Snapshot(None, (), 0, model.init_state(1))]
+        self._branches = [self._snapshots]
+        """Every branch; the present one's entry is brought up to date when it is left."""
+        self._present = 0
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -141,8 +161,71 @@ class ChatSession:
         self._cost = _Cost()
         return last
 
+    def fork(self) -> int:
+        """Another branch that begins here; the one before stays as it is. Returns its number."""
+        self._branches[self._present] = self._snapshots
+        self._branches.append(self._snapshots)
+        self._present = len(self._branches) - 1
+        self._cost = _Cost()
+        return self._present + 1
+
+    def switch(self, number: int) -> None:
+        """Goes on with another branch, at once.
+
+        Raises:
+            UsageError: there is no such branch.
+        """
+        if not 1 <= number <= len(self._branches):
+            raise UsageError(
+                f"there is no branch {number}: there are 1 to {len(self._branches)}"
+                if len(self._branches) > 1
+                else f"there is no branch {number}: /fork makes a second one"
+            )
+        self._branches[self._present] = self._snapshots
+        self._present = number - 1
+        self._snapshots = self._branches[self._present]
+        self._cost = _Cost()
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """All branches, in the order in which they were made."""
+        found = []
+        for index, kept in enumerate(self._branches):
+            snapshots = self._snapshots if index == self._present else kept
+            last = snapshots[-1]
+            asked = last.turn.user if last.turn else ""
+            turns = len(snapshots) - 1
+            found.append(Branch(index + 1, turns, last.total_tokens, asked, index == self._present))
+        return tuple(found)
+
+    def save_state(self, path: Path) -> int:
+        """Writes the present state, whole or not at all; returns the bytes of the file.
+
+        Raises:
+            UsageError: nothing was read yet, or a file of another kind is there.
+            ResourceError: it can't be written.
+        """
+        if not self.tokens:
+            raise UsageError("there is no state to save: nothing was read yet")
+        saved = SavedState(tuple(self.tokens), self.state)
+        return write_state(path, saved, self.engine.model, self.tokenizer)
+
+    def load_state(self, path: Path) -> int:
+        """Begins with a saved state, at once; returns how many tokens it has read.
+
+        What was said before it can't be undone; `reset` comes back to it.
+
+        Raises:
+            MissingError: there is no such file.
+            UsageError: it is no state, or one of another model; the session is unchanged.
+        """
+        tokens, state = read_state(path, self.engine.model, self.tokenizer)
+        self._snapshots = [Snapshot(None, tokens, len(tokens), state)]
+        self._cost = _Cost()
+        return len(tokens)
+
     def reset(self) -> None:
-        """Forgets the whole conversation."""
+        """Forgets the conversation: back to its beginning, or to the state that was loaded."""
         self._snapshots = self._snapshots[:1]
         self._cost = _Cost()
 
@@ -163,8 +246,14 @@ class ChatSession:
         """Writes the conversation as JSON, whole or not at all.
 
         Raises:
+            UsageError: it began with a state, of which the text is not known.
             ResourceError: it can't be written.
         """
+        if self._snapshots[0].tokens:
+            raise UsageError(
+                "this conversation began with a saved state: its text alone can't be read again",
+                hint="/save-state FILE keeps it",
+            )
         write_transcript(path, self.turns, self.engine.model, self.tokenizer)
 
     def load(self, path: Path) -> None:
@@ -175,7 +264,7 @@ class ChatSession:
             UsageError: it is no transcript, or one of another model; the session is unchanged.
         """
         turns = read_transcript(path, self.engine.model, self.tokenizer)
-        snapshots = self._snapshots[:1]
+        snapshots = [Snapshot(None, (), 0, self.engine.model.init_state(1))]
         for turn in turns:
             ids = [*self._question(snapshots, turn.user), *turn.tokens, self._end]
             known = self.engine.prefill(torch.tensor([ids]), snapshots[-1].state)
@@ -187,7 +276,8 @@ class ChatSession:
     def _question(self, snapshots: list[Snapshot], text: str) -> list[int]:
         """The tokens from the end of the last turn to the beginning of the answer."""
         ids, _ = encode_pieces(self.tokenizer, chat_pieces([("user", text)]))
-        opening = [self.tokenizer.special_id("<|doc|>")] if len(snapshots) == 1 else []
+        begins = snapshots[-1].total_tokens == 0
+        opening = [self.tokenizer.special_id("<|doc|>")] if begins else []
         return [*opening, *ids, self.tokenizer.special_id("<|assistant|>")]
 
     def _answer(self, snapshots: list[Snapshot], text: str, seed: int) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.infer.engine import Engine, StopCallback
 from valkyrie_core.infer.sampling import SamplingConfig
+from valkyrie_core.infer.state_file import SavedState
 from valkyrie_core.infer.text import Utf8Stream
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.weights import Precision, Weights
@@ -16,7 +17,8 @@ from valkyrie_core.nn.weights import Precision, Weights
 class Continuation:
     """Iterating draws the text that follows a prompt, piece by piece; the counts follow.
 
-    The prompt begins a document. The text ends where the model begins another one.
+    The prompt begins a document, or goes on with what a state has read. The text ends where the
+    model begins another document.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class Continuation:
         sampling: SamplingConfig,
         *,
         max_tokens: int,
+        saved: SavedState | None = None,
         stop: StopCallback | None = None,
         weights: Weights = "fp32",
         precision: Precision = "fp32",
@@ -34,6 +37,7 @@ class Continuation:
         """
         Args:
             max_tokens: the longest continuation.
+            saved: what was read before the prompt, which then goes on with it.
             stop: polled before every chunk and token.
             weights, precision: how the model computes; see `Engine`.
         """
@@ -44,6 +48,7 @@ class Continuation:
         self._stop = stop
         self._begin = tokenizer.special_id("<|doc|>")
         self._prompt = tokenizer.encode(prompt)
+        self._saved = saved
         self.prompt_tokens = len(self._prompt)
         self.tokens = 0
         """Text tokens drawn so far."""
@@ -62,9 +67,12 @@ class Continuation:
         stream = Utf8Stream()
         self.tokens, self.ended, self._drawing_seconds = 0, False, 0.0
         began = time.perf_counter()
+        prompt, state = [self._begin, *self._prompt], self._engine.model.init_state(1)
+        if self._saved is not None:
+            prompt, state = self._prompt, self._saved.state
         for token in self._engine.generate(
-            [self._begin, *self._prompt],
-            self._engine.model.init_state(1),
+            prompt,
+            state,
             self._sampling,
             max_tokens=self._max_tokens,
             stop_ids=(self._begin,),

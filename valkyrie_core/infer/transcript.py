@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field, ValidationError
+from torch import Tensor
 
 from valkyrie_core.config import Config
 from valkyrie_core.data.cache import write_synced
@@ -109,9 +111,14 @@ def _parse(path: Path) -> Transcript:
 
 
 def model_fingerprint(model: HybridLM) -> str:
-    """A hash over the names, shapes, types and bits of all weights."""
+    """A hash over all weights."""
+    return tensors_fingerprint(model.state_dict())
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash over the names, shapes, types and bits of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

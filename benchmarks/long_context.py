@@ -30,7 +30,8 @@ from valkyrie_core.data.packing import token_lengths
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.errors import StoppedError, ValkyrieError
 from valkyrie_core.evaluate import long_context as reading
-from valkyrie_core.evaluate.recall import CANDIDATES, TASKS, Answer, measure_recall
+from valkyrie_core.evaluate.recall import Answer, measure_recall
+from valkyrie_core.evaluate.recall_cases import CANDIDATES, TASKS, make_cases
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.inventory import find_run
 from valkyrie_core.nn.state_format import stretch_positions
@@ -181,7 +182,8 @@ def _read_plays(
 
 def _recall(engine: Engine, tokenizer: Tokenizer, dataset: Dataset) -> list[Answer]:
     filler = next(iter(_plays(dataset).values()))[1:].tolist()
-    return measure_recall(engine, tokenizer, filler, RECALL_LENGTHS, repeats=1)
+    cases = make_cases(tokenizer, filler, RECALL_LENGTHS, repeats=1)
+    return measure_recall(engine, tokenizer, cases)
 
 
 def _bits(found: dict[str, Any]) -> Array:

@@ -198,6 +198,8 @@ class LengthCost(Part):
     """Of the recurrent layers' states."""
     cache_bytes: int
     """Of attention's keys and values."""
+    snapshot_bytes: int
+    """Of a state that is kept by itself: what a state file holds."""
 
 
 class RecallScore(Part):

@@ -183,6 +183,7 @@ def evaluate_long_context(
     state_dtype: RecurrentFormat = "computed",
     yarn: float | None = None,
     save: bool = True,
+    page: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> LongContextReport:
     """How a run reads a long text: losses by position and context, speed and memory by length.
@@ -196,6 +197,7 @@ def evaluate_long_context(
         yarn: stretches rotary positions by this factor. With any of these four the model is read
             as it was trained as well, and the report says what they cost.
         save: writes `long_context.json` and `long_context.png` into the run's directory.
+        page: with `save`, writes `long_context.md` as well: all tables, to be passed on.
         progress: called with what is read, the tokens read so far, and their total.
 
     Raises:
@@ -220,6 +222,7 @@ def evaluate_long_context(
         kept=StateFormat(kv_window=kv_window, kv_dtype=kv_dtype, state_dtype=state_dtype),
         yarn=yarn,
         save=save,
+        page=page,
         told=progress,
     )
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from valkyrie_core.data.cache import write_synced
+from valkyrie_core.data.cache import cache_dir, write_synced
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.packing import token_lengths
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.errors import ResourceError, UsageError
 from valkyrie_core.evaluate import long_context as reading
 from valkyrie_core.evaluate.long_figure import draw_long_context
+from valkyrie_core.evaluate.long_page import long_page
 from valkyrie_core.evaluate.long_text import choose, read_file
 from valkyrie_core.evaluate.recall import measure_recall, summarise
+from valkyrie_core.evaluate.recall_cases import cached_cases
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.nn.model import HybridLM
@@ -43,7 +46,7 @@ from valkyrie_core.runs_train import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import load_run
 
-PICTURE, REPORT = "long_context.png", "long_context.json"
+PICTURE, REPORT, PAGE = "long_context.png", "long_context.json", "long_context.md"
 
 
 def read_long(
@@ -56,6 +59,7 @@ def read_long(
     kept: StateFormat,
     yarn: float | None,
     save: bool,
+    page: bool,
     told: reading.Told | None,
 ) -> LongContextReport:
     """See `valkyrie_core.runs.evaluate_long_context`."""
@@ -108,9 +112,23 @@ def read_long(
         try:
             write_synced(place.path / PICTURE, draw_long_context(report))
             write_synced(place.path / REPORT, report.model_dump_json(indent=1).encode())
+            if page:
+                written = long_page(report, PICTURE, _command(report, text))
+                write_synced(place.path / PAGE, written.encode())
         except OSError as error:
             raise ResourceError(f"{place.path} can't be written: {error}") from error
     return report
+
+
+def _command(report: LongContextReport, text: Path | None) -> str:
+    """What makes the report again."""
+    options = [f"--long-context {report.context}", f"--chunk {report.chunk}"]
+    if text is not None:
+        options.append(f"--text {shlex.quote(str(text))}")
+    if report.weights != "fp32":
+        options.append(f"--weights {report.weights}")
+    options += [f"--{name.replace('_', '-')} {value}" for name, value in report.changes.items()]
+    return f"valkyrie eval {report.run} {' '.join(options)} --report"
 
 
 def _changes(
@@ -152,7 +170,8 @@ def _read_once(
     contexts = reading.context_lengths(context)
     by_context = reading.read_by_context(engine, tokens_T, lengths, contexts=contexts, told=told)
     best = reading.effective_length(by_context)
-    answers = measure_recall(engine, tokenizer, tokens_T[1:].tolist(), contexts, told=told)
+    cases = cached_cases(cache_dir(), tokenizer, tokens_T[1:].tolist(), contexts)
+    answers = measure_recall(engine, tokenizer, cases, told=told)
     return LongReading(
         by_position=[
             PositionScore(start=start, end=end, bpb=bpb)

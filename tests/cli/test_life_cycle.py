@@ -126,9 +126,15 @@ def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> Non
     before = squeezed["as_trained"]
     assert before["by_context"] == report["by_context"]
     assert squeezed["by_context"] != before["by_context"]
-    for kind in ("state_bytes", "cache_bytes"):
+    for kind in ("state_bytes", "cache_bytes", "snapshot_bytes"):
         assert squeezed["memory"][-1][kind] < before["memory"][-1][kind]
-    assert "as trained" in cli(*args, *switches).out
+    assert not (run / "long_context.md").exists()
+    assert "as trained" in cli(*args, *switches, "--report").out
+    page = (run / "long_context.md").read_text(encoding="utf-8")
+    assert "--kv-window 32 --kv-dtype int8 --state-dtype int8 --yarn 4.0 --report" in page
+    assert f"{squeezed['by_context'][1]['bpb']:.4f}" in page
+    assert "## The price of kv_window 32" in page
+    assert "](long_context.png)" in page
 
     book = tmp_path / "book.txt"
     book.write_text("A short sentence, again and again. " * 40, encoding="utf-8")
@@ -146,7 +152,7 @@ def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> Non
     ):
         assert cli(*args, *wrong).code == code
     assert cli(*args[:-1], "100").code == 2
-    for switch in (("--text", str(book)), ("--yarn", "2"), ("--kv-dtype", "int8")):
+    for switch in (("--report",), ("--text", str(book)), ("--yarn", "2"), ("--kv-dtype", "int8")):
         alone = cli("eval", "--runs-dir", str(runs_dir), *switch)
         assert alone.code == 2
         assert "--long-context" in alone.err
@@ -189,7 +195,7 @@ def test_generate_prints_the_answer_alone(cli: Cli, runs_dir: Path) -> None:
     from valkyrie_cli.render import safe_text
 
     assert outcome.out == safe_text(report["text"]) + "\n"
-    assert "30 tokens" in outcome.err
+    assert f"{report['tokens']} tokens" in outcome.err
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1"])

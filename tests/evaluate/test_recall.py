@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,16 @@ from torch import Tensor
 from tests.nn.menu import awake, hybrid_config
 from valkyrie_core.data.byte_tokenizer import BytesTokenizer
 from valkyrie_core.errors import StoppedError
-from valkyrie_core.evaluate import recall
+from valkyrie_core.evaluate import recall, recall_cases
 from valkyrie_core.infer.engine import Engine, Prefilled
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
 
 TOKENIZER = BytesTokenizer()
 FILLER = TOKENIZER.encode("It was a dull day and nobody had anything to say about it. " * 60)
+
+
+def cases(lengths: list[int]) -> list[recall_cases.Case]:
+    return recall_cases.make_cases(TOKENIZER, FILLER, lengths)
 
 
 class Copier:
@@ -64,7 +69,7 @@ def summary(answers: list[recall.Answer]) -> dict[str, recall.Recall]:
 
 
 def test_who_can_copy_finds_facts_and_no_more() -> None:
-    found = summary(recall.measure_recall(Copier(), TOKENIZER, FILLER, [1500]))  # type: ignore[arg-type]
+    found = summary(recall.measure_recall(Copier(), TOKENIZER, cases([1500])))  # type: ignore[arg-type]
     for task in ("passkey", "needles", "mqar"):
         assert (found[task].first, found[task].mean_rank, found[task].written) == (1, 0, 1), task
     # one hop is not enough
@@ -79,10 +84,10 @@ def test_who_knows_nothing_finds_nothing() -> None:
             return torch.zeros(TOKENIZER.vocab_size)
 
     for score in summary(
-        recall.measure_recall(Blank(), TOKENIZER, FILLER, [900])  # type: ignore[arg-type]
+        recall.measure_recall(Blank(), TOKENIZER, cases([900]))  # type: ignore[arg-type]
     ).values():
         assert (score.first, score.written) == (0, 0)
-        assert score.mean_rank == recall.CANDIDATES - 1
+        assert score.mean_rank == recall_cases.CANDIDATES - 1
         assert score.chance == 1 / 16
 
 
@@ -96,13 +101,13 @@ def test_one_word_is_the_baseline_of_all_lengths() -> None:
     assert (long.first, long.constant) == (2 / 3, 1 / 3)
 
 
-@pytest.mark.parametrize("task", recall.TASKS)
+@pytest.mark.parametrize("task", recall_cases.TASKS)
 @pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
-def test_a_text_has_its_length_its_facts_and_a_seed(task: recall.Task, depth: float) -> None:
-    case = recall.make_case(task, 1024, depth, FILLER, TOKENIZER, "1")
+def test_a_text_has_its_length_its_facts_and_a_seed(task: recall_cases.Task, depth: float) -> None:
+    case = recall_cases.make_case(task, 1024, depth, FILLER, TOKENIZER, "1")
     assert len(case.tokens) == 1024
-    assert case == recall.make_case(task, 1024, depth, FILLER, TOKENIZER, "1")
-    assert case != recall.make_case(task, 1024, depth, FILLER, TOKENIZER, "2")
+    assert case == recall_cases.make_case(task, 1024, depth, FILLER, TOKENIZER, "1")
+    assert case != recall_cases.make_case(task, 1024, depth, FILLER, TOKENIZER, "2")
     text = TOKENIZER.decode(case.tokens[1:])
     for question in case.questions:
         assert len(question.candidates) == len(set(question.candidates)) == 16
@@ -117,9 +122,9 @@ def test_a_text_has_its_length_its_facts_and_a_seed(task: recall.Task, depth: fl
 
 def test_a_length_that_holds_no_facts_is_told() -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        recall.make_case("mqar", 100, 0, FILLER, TOKENIZER, "1")
+        recall_cases.make_case("mqar", 100, 0, FILLER, TOKENIZER, "1")
     with pytest.raises(ValueError, match="can't fill"):
-        recall.make_case("passkey", 4000, 0, FILLER[:500], TOKENIZER, "1")
+        recall_cases.make_case("passkey", 4000, 0, FILLER[:500], TOKENIZER, "1")
 
 
 def test_a_model_answers_the_same_from_a_fork_and_from_the_whole_text() -> None:
@@ -127,7 +132,7 @@ def test_a_model_answers_the_same_from_a_fork_and_from_the_whole_text() -> None:
     config["vocab_size"] = TOKENIZER.vocab_size
     model: HybridLM = awake(HybridLMConfig.model_validate(config)).float().eval()
     engine = Engine(model)
-    case = recall.make_case("needles", 600, 0, FILLER, TOKENIZER, "0")
+    case = recall_cases.make_case("needles", 600, 0, FILLER, TOKENIZER, "0")
     known = engine.prefill(torch.tensor([case.tokens]), model.init_state(1))
     assert known is not None
     shared = [recall.ask(engine, TOKENIZER, known, question) for question in case.questions]
@@ -142,7 +147,26 @@ def test_a_stop_is_heard() -> None:
         recall.measure_recall(
             Copier(),  # type: ignore[arg-type]
             TOKENIZER,
-            FILLER,
-            [900],
+            cases([900]),
             stop=lambda: True,
         )
+
+
+def test_cases_are_kept_and_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cases([300, 900])
+    # the sixteen pairs of mqar alone are longer than 300 bytes
+    assert {(case.task, case.length) for case in made} >= {("passkey", 300), ("mqar", 900)}
+    assert ("mqar", 300) not in {(case.task, case.length) for case in made}
+
+    def ask() -> list[recall_cases.Case]:
+        return recall_cases.cached_cases(tmp_path, TOKENIZER, FILLER, [300, 900])
+
+    assert ask() == made
+    with monkeypatch.context() as patch:
+        patch.delattr(recall_cases, "make_cases")
+        assert ask() == made
+    (file,) = tmp_path.rglob("cases.json")
+    file.write_text(file.read_text().replace("apple", "bread"))
+    assert ask() == made
+    other = recall_cases.cached_cases(tmp_path, TOKENIZER, FILLER, [300, 900], seed=1)
+    assert other != made

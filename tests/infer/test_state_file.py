@@ -18,6 +18,7 @@ from valkyrie_core.infer.engine import Engine
 from valkyrie_core.infer.state_file import SavedState, is_state_file, read_state, write_state
 from valkyrie_core.nn import attention, kv_cache
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.state_format import kept_bytes
 from valkyrie_core.nn.weights import Weights
 
 
@@ -60,6 +61,15 @@ def test_every_turn_knows_what_a_fresh_reading_knows(
         for state in (session.state, other.state):
             known = Engine(model).decode_one_token(torch.tensor([DOC]), state)
             torch.testing.assert_close(known.logits_BV, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_a_kept_state_of_a_windowed_layer_is_a_window() -> None:
+    model = model_of("attention-window+swiglu")
+    session = ChatSession(model, TOKENIZER, SAMPLING, max_tokens=12)
+    say(session, "How do you do? " * 20)
+    caches = [layer[0] for layer in session.state.layers]
+    assert [cache.length for cache in caches] == [7, 7]  # the window of 5 and 2 sinks
+    assert kept_bytes(session.state) < 7 * 2 * 16 * 2 * 4 * 1.5
 
 
 def test_a_conversation_goes_on_from_a_file_as_if_it_had_not_stopped(

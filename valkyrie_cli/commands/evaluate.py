@@ -55,6 +55,12 @@ def evaluate(
     chunk: Annotated[
         int, typer.Option("--chunk", help="With --long-context: tokens that are read at once.")
     ] = 1024,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="With --long-context: also write long_context.md, with all tables."
+        ),
+    ] = False,
     text: Annotated[
         Path | None, typer.Option("--text", help="With --long-context: a file to read.")
     ] = None,
@@ -98,6 +104,7 @@ def evaluate(
       valkyrie eval quickstart --json
       valkyrie eval --weights int8
       valkyrie eval --long-context 16384
+      valkyrie eval --long-context 16384 --report
       valkyrie eval quickstart --long-context 4096 --text BOOK.txt
       valkyrie eval --long-context 16384 --kv-window 512 --kv-dtype int8 --state-dtype bf16
       valkyrie eval --long-context 4096 --yarn 8
@@ -107,6 +114,7 @@ def evaluate(
 
     if long_context is None:
         alone = {
+            "--report": report,
             "--text": text is not None,
             "--kv-window": kv_window is not None,
             "--yarn": yarn is not None,
@@ -129,14 +137,16 @@ def evaluate(
                 kv_dtype=kv_dtype,
                 state_dtype=state_dtype,
                 yarn=yarn,
+                page=report,
                 progress=display.show,
             )
         emit(found, as_json=as_json, human=lambda console: _draw_long(found, console))
-        say(f"kept in {place.path}: long_context.json, long_context.png", style="dim")
+        page = ", long_context.md" if report else ""
+        say(f"kept in {place.path}: long_context.json, long_context.png{page}", style="dim")
         return
     with ReadingDisplay() as display:
-        report = runs.evaluate(place.path, weights=weights, progress=display.show)
-    emit(report, as_json=as_json, human=lambda console: _draw(report, console))
+        scores = runs.evaluate(place.path, weights=weights, progress=display.show)
+    emit(scores, as_json=as_json, human=lambda console: _draw(scores, console))
 
 
 def _draw(report: EvalReport, console: Console) -> None:
@@ -166,7 +176,7 @@ def _draw_long(report: LongContextReport, console: Console) -> None:
         f"on {report.trained_context} tokens at a time, {human_seconds(report.seconds)}"
     )
     console.print(f"text: {report.text}, {report.text_tokens:,} tokens", markup=False)
-    numbers = ["tokens", "from this context", "up to here", "tokens/s", "peak", "state", "cache"]
+    numbers = ["tokens", "context", "position", "tokens/s", "peak", "state", "cache", "snapshot"]
     table = make_table(*numbers, right=numbers)
     contexts = {x.context: x.bpb for x in report.by_context}
     positions = {x.end: x.bpb for x in report.by_position}
@@ -180,12 +190,14 @@ def _draw_long(report: LongContextReport, console: Console) -> None:
             "-" if cost.peak_bytes is None else _size(cost.peak_bytes),
             _size(cost.state_bytes),
             _size(cost.cache_bytes),
+            _size(cost.snapshot_bytes),
         )
     console.print(table)
     best = report.effective_length
     console.print(
-        f"Bits per byte: {report.targets} tokens from contexts of each length, the same for all; "
-        "and the tokens of a text read once, from the length before up to here.\n"
+        f"Bits per byte: {report.targets} tokens predicted from a context of this length, the same "
+        "tokens for all; and, by position, the tokens of a text read once, from the length before "
+        "to this one. A snapshot is a state kept by itself.\n"
         f"More context helps up to {best.tokens:,} tokens (90 %: {best.low:,} to {best.high:,})."
     )
     _draw_recall([x for x in report.recall if x.depth is None], console)

@@ -48,8 +48,6 @@ def read(
     Examples:
       valkyrie read quickstart BOOK.txt --save-state book.state
       valkyrie read quickstart SEQUEL.txt --state book.state --save-state both.state
-      valkyrie chat quickstart --state book.state
-      valkyrie generate quickstart --state book.state --prompt "In the end"
     """
     from valkyrie_core import runs
 

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import xxhash
 from filelock import FileLock, Timeout
@@ -28,6 +28,9 @@ log = logging.getLogger("valkyrie")
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
+
+
+Value = TypeVar("Value")
 
 
 class DamagedError(Exception):
@@ -183,3 +186,28 @@ def open_entry(directory: Path) -> dict[str, Any] | None:
             raise DamagedError(f"{name} can't be read ({error.strerror})") from error
     result: dict[str, Any] = content
     return result
+
+
+def cached(
+    root: Path,
+    kind: str,
+    key: str,
+    write: Callable[[Path], dict[str, Any]],
+    read: Callable[[Path, dict[str, Any]], Value],
+    *,
+    anew: bool = False,
+) -> tuple[Path, Value]:
+    """Opens an entry of the cache; writes it first where it is missing, damaged or not wanted."""
+    with locked(root, kind, key) as folder:
+        directory = folder / key
+        try:
+            content = None if anew else open_entry(directory)
+        except DamagedError as error:
+            log.warning("the cache entry %s is damaged (%s); it is built again", directory, error)
+            content = None
+        if content is None:
+            directory = commit(folder, key, write)
+            content = open_entry(directory)
+        if content is None:
+            raise MissingError(f"{directory} vanished while it was opened")
+        return directory, read(directory, content)

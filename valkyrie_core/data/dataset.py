@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import Field
 
 from valkyrie_core.config import Config
 from valkyrie_core.data.cache import (
-    DamagedError,
     cache_dir,
-    commit,
+    cached,
     fingerprint,
-    locked,
-    open_entry,
 )
 from valkyrie_core.data.corpus import Corpus, CorpusDocuments, drop_leaks, read_corpus
 from valkyrie_core.data.documents import Document, Drops, Progress
@@ -35,11 +31,9 @@ from valkyrie_core.data.tokenizer import (
     build_tokenizer,
     load_tokenizer,
 )
-from valkyrie_core.errors import MissingError, RecipeError
+from valkyrie_core.errors import RecipeError
 
 log = logging.getLogger("valkyrie")
-
-Value = TypeVar("Value")
 
 FORMAT = 1
 """The layout of the packed files; part of every fingerprint."""
@@ -115,7 +109,7 @@ def prepare(
     def read(directory: Path, content: dict[str, Any]) -> dict[str, PackedCorpus]:
         return _open(directory, tokenizer, content)
 
-    directory, corpora = _cached(root, "datasets", key, write, read)
+    directory, corpora = cached(root, "datasets", key, write, read)
     weights = {name: corpus.weight for name, corpus in config.corpora.items()}
     return Dataset(corpora, tokenizer, key, weights, directory)
 
@@ -197,32 +191,7 @@ def _tokenizer(config: DataConfig, root: Path, source: _Source, *, anew: bool = 
     def read(directory: Path, content: dict[str, Any]) -> Tokenizer:
         return load_tokenizer(directory)
 
-    return _cached(root, "tokenizers", key, write, read, anew=anew)[1]
-
-
-def _cached(
-    root: Path,
-    kind: str,
-    key: str,
-    write: Callable[[Path], dict[str, Any]],
-    read: Callable[[Path, dict[str, Any]], Value],
-    *,
-    anew: bool = False,
-) -> tuple[Path, Value]:
-    """Opens an entry of the cache; writes it first where it is missing, damaged or not wanted."""
-    with locked(root, kind, key) as folder:
-        directory = folder / key
-        try:
-            content = None if anew else open_entry(directory)
-        except DamagedError as error:
-            log.warning("the cache entry %s is damaged (%s); it is built again", directory, error)
-            content = None
-        if content is None:
-            directory = commit(folder, key, write)
-            content = open_entry(directory)
-        if content is None:
-            raise MissingError(f"{directory} vanished while it was opened")
-        return directory, read(directory, content)
+    return cached(root, "tokenizers", key, write, read, anew=anew)[1]
 
 
 def _pack(

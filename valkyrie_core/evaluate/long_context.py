@@ -26,7 +26,7 @@ from valkyrie_core.infer.engine import Engine
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import IGNORED
 from valkyrie_core.nn.state import LMState, num_bytes
-from valkyrie_core.nn.state_format import PackedCache, pack
+from valkyrie_core.nn.state_format import PackedCache, kept_bytes, pack, settle
 from valkyrie_core.plan.memory import peak_memory, reset_peak_memory
 
 SHORTEST = 256
@@ -55,6 +55,8 @@ class Mark(NamedTuple):
     """Of the recurrent layers' states, which do not grow."""
     cache_bytes: int
     """Of the keys and values of attention."""
+    snapshot_bytes: int
+    """Of a state that is kept by itself, as a file or a fork of another text keeps it."""
 
 
 class Carried(NamedTuple):
@@ -136,8 +138,9 @@ def read_carried(
                 told("the text", read, longest)
         now = time.perf_counter()
         recurrent, cached = state_bytes(pack(state, engine.kept))
+        snapshot = kept_bytes(pack(settle(engine.model, state), engine.kept))
         speed = (read - since_length) / (now - since)
-        marks.append(Mark(read, speed, peak_memory(), recurrent, cached))
+        marks.append(Mark(read, speed, peak_memory(), recurrent, cached, snapshot))
         since, since_length = time.perf_counter(), read
     return Carried(np.concatenate(pieces), marks)
 

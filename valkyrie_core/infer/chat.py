@@ -23,6 +23,7 @@ from valkyrie_core.infer.text import Utf8Stream
 from valkyrie_core.infer.transcript import Turn, read_transcript, write_transcript
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState, num_bytes
+from valkyrie_core.nn.state_format import settle
 from valkyrie_core.nn.weights import Precision, Weights
 
 
@@ -269,7 +270,7 @@ class ChatSession:
             ids = [*self._question(snapshots, turn.user), *turn.tokens, self._end]
             known = self.engine.prefill(torch.tensor([ids]), snapshots[-1].state)
             assert known is not None
-            snapshots = _grown(snapshots, turn, ids, known.state)
+            snapshots = self._grown(snapshots, turn, ids, known.state)
         self._snapshots = snapshots
         self._cost = _Cost()
 
@@ -323,8 +324,15 @@ class ChatSession:
         )
         added = [*question, *drawn, self._end]
         cost.prefilled = len(added) - cost.drawn
-        self._snapshots = _grown(snapshots, turn, added, closed.state)
+        self._snapshots = self._grown(snapshots, turn, added, closed.state)
         self._cost = cost
+
+    def _grown(
+        self, snapshots: list[Snapshot], turn: Turn, tokens: list[int], state: LMState
+    ) -> list[Snapshot]:
+        total = snapshots[-1].total_tokens + len(tokens)
+        kept = settle(self.engine.model, state)
+        return [*snapshots, Snapshot(turn, tuple(tokens), total, kept)]
 
     def _close(self, unread: list[int], state: LMState) -> Prefilled:
         closed = self.engine.prefill(torch.tensor([unread], dtype=torch.int64), state)
@@ -341,10 +349,3 @@ def _timed(tokens: Iterator[Token], cost: _Cost) -> Iterator[Token]:
         if token is None:
             return
         yield token
-
-
-def _grown(
-    snapshots: list[Snapshot], turn: Turn, tokens: list[int], state: LMState
-) -> list[Snapshot]:
-    total = snapshots[-1].total_tokens + len(tokens)
-    return [*snapshots, Snapshot(turn, tuple(tokens), total, state)]

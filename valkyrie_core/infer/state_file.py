@@ -21,6 +21,7 @@ from valkyrie_core.errors import MissingError, ResourceError, UsageError
 from valkyrie_core.infer.transcript import model_fingerprint, tensors_fingerprint
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState
+from valkyrie_core.nn.state_format import settle
 from valkyrie_core.nn.state_tensors import MisfitStateError, state_from_tensors, state_tensors
 
 SCHEMA = "valkyrie.state/1"
@@ -44,7 +45,8 @@ def write_state(path: Path, saved: SavedState, model: HybridLM, tokenizer: Token
     """
     if path.exists() and not is_state_file(path):
         raise UsageError(f"{path} exists and is no state", hint="choose another name")
-    tensors = {f"{STATE}{name}": t.cpu() for name, t in state_tensors(saved.state).items()}
+    state = settle(model, saved.state)
+    tensors = {f"{STATE}{name}": t.cpu() for name, t in state_tensors(state).items()}
     tensors[TOKENS] = torch.tensor(saved.tokens, dtype=torch.int64)
     metadata = {
         "schema": SCHEMA,

@@ -144,6 +144,16 @@ class Attention(nn.Module):
             return state
         return kv_cache.trim(state, ctx.segment_BT[:, 0], ctx.pos_BT[:, 0], self.window, self.sinks)
 
+    def settled(self, state: KVState, segment_B: Tensor, pos_B: Tensor) -> KVState:
+        """The cache with nothing but what the next token sees; worth it where it is kept.
+
+        Args:
+            segment_B, pos_B: of the next token of each row.
+        """
+        if self.window is None:
+            return state
+        return kv_cache.trim(state, segment_B, pos_B, self.window, self.sinks, at_once=1)
+
     def _is_plain(self, past: KVState, num_tokens: int) -> bool:
         """Whether every earlier token of a document is seen, and all by the same rule."""
         if self.slopes_N is not None:

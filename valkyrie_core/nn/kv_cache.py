@@ -137,18 +137,25 @@ def _moved(buffer: Tensor, length: int, room: int, *, dim: int) -> Tensor:
     return moved
 
 
-def trim(state: KVState, segment_B: Tensor, pos_B: Tensor, window: int, sinks: int) -> KVState:
+def trim(
+    state: KVState,
+    segment_B: Tensor,
+    pos_B: Tensor,
+    window: int,
+    sinks: int,
+    *,
+    at_once: int | None = None,
+) -> KVState:
     """The cache without keys that no later query of a windowed layer sees; `state` stays valid.
 
-    Keys go only once `TRIMMED_AT_ONCE` of them have gathered.
-
     Args:
+        at_once: keys go only once so many of them have gathered; None: `TRIMMED_AT_ONCE`.
         segment_B, pos_B: of the next query of each row.
         window: keys at a distance below it are seen.
         sinks: so many first keys of a document are always seen.
     """
     keep = window + sinks
-    if state.length < keep + TRIMMED_AT_ONCE:
+    if state.length < keep + (TRIMMED_AT_ONCE if at_once is None else at_once):
         return state
     segment_BS, pos_BS = state.segment_BS[:, : state.length], state.pos_BS[:, : state.length]
     # where the row begins with padding, pos is that of the last real token: one key more, no less

@@ -15,11 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from valkyrie_core.config import Config
+from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.attention import Attention
+from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.kv_cache import HighWater, KVState
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.rwkv import TimeMixState
-from valkyrie_core.nn.state import LMState
+from valkyrie_core.nn.state import LMState, num_bytes
 
 LARGEST = 127
 SINKS = 4
@@ -135,6 +137,31 @@ def _to_int8(x: Tensor) -> Packed:
 
 def _to_bf16(x: Tensor) -> Packed:
     return Packed(x.to(torch.bfloat16), None, x.dtype)
+
+
+def settle(model: HybridLM, state: LMState) -> LMState:
+    """The state without keys that no later token sees: what is kept of it, in memory or a file."""
+    layers = []
+    for block, (mixer_state, ffn_state) in zip(model.core.layers, state.layers, strict=True):
+        if isinstance(mixer_state, KVState):
+            assert isinstance(block, Block)
+            assert isinstance(block.mixer, Attention)
+            mixer_state = block.mixer.settled(mixer_state, state.segment_B, state.pos_B)
+        layers.append((mixer_state, ffn_state))
+    return state._replace(layers=tuple(layers))
+
+
+def kept_bytes(state: LMState) -> int:
+    """Bytes of a state that is kept by itself: without the spare room of its caches."""
+
+    def size(part: Any) -> int:
+        if isinstance(part, KVState):
+            return num_bytes(kv_cache.stored(part))
+        if isinstance(part, Tensor):
+            return num_bytes(part)
+        return sum(map(size, part)) if isinstance(part, tuple) else 0
+
+    return size(state)
 
 
 def limit_windows(model: HybridLM, window: int) -> int:

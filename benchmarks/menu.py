@@ -48,5 +48,6 @@ MENU: dict[str, Benchmark] = {
             ("llama-cpp-python", "rwkv", "transformers"),
         ),
         Benchmark("prefill", "reading 16384 tokens, and its memory", ("transformers",)),
+        Benchmark("long_step", "a training step over 16384 tokens, and its memory"),
     )
 }

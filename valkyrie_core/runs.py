@@ -182,6 +182,7 @@ def evaluate_long_context(
     kv_dtype: KVFormat = "computed",
     state_dtype: RecurrentFormat = "computed",
     yarn: float | None = None,
+    recall: bool = True,
     save: bool = True,
     page: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -196,6 +197,7 @@ def evaluate_long_context(
         kv_window, kv_dtype, state_dtype: how the state is kept; see `nn.state_format.StateFormat`.
         yarn: stretches rotary positions by this factor. With any of these four the model is read
             as it was trained as well, and the report says what they cost.
+        recall: asks for facts in the text; most of the time that all of this takes.
         save: writes `long_context.json` and `long_context.png` into the run's directory.
         page: with `save`, writes `long_context.md` as well: all tables, to be passed on.
         progress: called with what is read, the tokens read so far, and their total.
@@ -221,6 +223,7 @@ def evaluate_long_context(
         weights=weights,
         kept=StateFormat(kv_window=kv_window, kv_dtype=kv_dtype, state_dtype=state_dtype),
         yarn=yarn,
+        recall=recall,
         save=save,
         page=page,
         told=progress,

@@ -58,6 +58,7 @@ def read_long(
     weights: Weights,
     kept: StateFormat,
     yarn: float | None,
+    recall: bool,
     save: bool,
     page: bool,
     told: reading.Told | None,
@@ -82,7 +83,9 @@ def read_long(
 
     def read(kept: StateFormat) -> LongReading:
         engine = Engine(model, weights=weights, precision=precision, chunk_len=chunk, kept=kept)
-        return _read_once(engine, tokenizer, found.tokens_T, context, chunk=chunk, told=told)
+        return _read_once(
+            engine, tokenizer, found.tokens_T, context, chunk=chunk, recall=recall, told=told
+        )
 
     # what the changes cost is measured, so the model as it was trained reads first
     changes = _changes(model, kept, yarn)
@@ -163,6 +166,7 @@ def _read_once(
     context: int,
     *,
     chunk: int,
+    recall: bool,
     told: reading.Told | None,
 ) -> LongReading:
     lengths = token_lengths(tokenizer)
@@ -170,7 +174,9 @@ def _read_once(
     contexts = reading.context_lengths(context)
     by_context = reading.read_by_context(engine, tokens_T, lengths, contexts=contexts, told=told)
     best = reading.effective_length(by_context)
-    cases = cached_cases(cache_dir(), tokenizer, tokens_T[1:].tolist(), contexts)
+    cases = []
+    if recall:
+        cases = cached_cases(cache_dir(), tokenizer, tokens_T[1:].tolist(), contexts)
     answers = measure_recall(engine, tokenizer, cases, told=told)
     return LongReading(
         by_position=[

@@ -119,6 +119,11 @@ def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> Non
     assert (run / "long_context.png").read_bytes().startswith(b"\x89PNG")
 
     switches = ("--kv-window", "32", "--kv-dtype", "int8", "--state-dtype", "int8", "--yarn", "4")
+    quick = cli(*args, *switches, "--no-recall", "--report")
+    assert quick.code == 0, quick.err
+    assert "facts found" not in quick.out
+    assert "Facts found" not in (run / "long_context.md").read_text(encoding="utf-8")
+    (run / "long_context.md").unlink()
     squeezed = cli(*args, *switches, "--json").json
     assert squeezed["changes"] == {
         "kv_window": 32, "kv_dtype": "int8", "state_dtype": "int8", "yarn": 4
@@ -152,7 +157,13 @@ def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> Non
     ):
         assert cli(*args, *wrong).code == code
     assert cli(*args[:-1], "100").code == 2
-    for switch in (("--report",), ("--text", str(book)), ("--yarn", "2"), ("--kv-dtype", "int8")):
+    for switch in (
+        ("--report",),
+        ("--no-recall",),
+        ("--text", str(book)),
+        ("--yarn", "2"),
+        ("--kv-dtype", "int8"),
+    ):
         alone = cli("eval", "--runs-dir", str(runs_dir), *switch)
         assert alone.code == 2
         assert "--long-context" in alone.err

@@ -61,6 +61,12 @@ def evaluate(
             "--report", help="With --long-context: also write long_context.md, with all tables."
         ),
     ] = False,
+    recall: Annotated[
+        bool,
+        typer.Option(
+            "--recall/--no-recall", help="With --long-context: ask for facts, or leave that out."
+        ),
+    ] = True,
     text: Annotated[
         Path | None, typer.Option("--text", help="With --long-context: a file to read.")
     ] = None,
@@ -105,6 +111,7 @@ def evaluate(
       valkyrie eval --weights int8
       valkyrie eval --long-context 16384
       valkyrie eval --long-context 16384 --report
+      valkyrie eval --long-context 131072 --no-recall
       valkyrie eval quickstart --long-context 4096 --text BOOK.txt
       valkyrie eval --long-context 16384 --kv-window 512 --kv-dtype int8 --state-dtype bf16
       valkyrie eval --long-context 4096 --yarn 8
@@ -115,6 +122,7 @@ def evaluate(
     if long_context is None:
         alone = {
             "--report": report,
+            "--no-recall": not recall,
             "--text": text is not None,
             "--kv-window": kv_window is not None,
             "--yarn": yarn is not None,
@@ -137,6 +145,7 @@ def evaluate(
                 kv_dtype=kv_dtype,
                 state_dtype=state_dtype,
                 yarn=yarn,
+                recall=recall,
                 page=report,
                 progress=display.show,
             )
@@ -200,7 +209,8 @@ def _draw_long(report: LongContextReport, console: Console) -> None:
         "to this one. A snapshot is a state kept by itself.\n"
         f"More context helps up to {best.tokens:,} tokens (90 %: {best.low:,} to {best.high:,})."
     )
-    _draw_recall([x for x in report.recall if x.depth is None], console)
+    if report.recall:
+        _draw_recall([x for x in report.recall if x.depth is None], console)
     if report.as_trained is not None:
         _draw_price(report, report.as_trained, console)
 
@@ -222,7 +232,8 @@ def _draw_price(report: LongContextReport, before: LongReading, console: Console
 
     row(f"bits per byte from {report.context:,} tokens", lambda x: f"{x.by_context[-1].bpb:.4f}")
     row(f"bits per byte up to {report.context:,}", lambda x: _number(x.by_position[-1].bpb))
-    row("facts found, all lengths", found)
+    if report.recall:
+        row("facts found, all lengths", found)
     row("recurrent state", lambda x: _size(x.memory[-1].state_bytes))
     row("keys and values", lambda x: _size(x.memory[-1].cache_bytes))
     console.print(table)

@@ -245,6 +245,8 @@ class LongReading(Part):
     """The same targets from contexts of several lengths."""
     targets: int
     """Tokens that every context is scored on."""
+    stretches: int
+    """Places of the text that they come from."""
     effective_length: EffectiveContext
     """How much context helps."""
     recall: list[RecallScore]
@@ -271,10 +273,12 @@ class LongContextReport(LongReading):
     """What was read."""
     text_tokens: int
     """Tokens of the whole text."""
+    seen_in_training: bool = False
+    """Whether the run was trained on parts of this text."""
     context: int
     """The longest context, and how many tokens were read from the beginning."""
     trained_context: int
-    """Tokens of a training window."""
+    """Tokens of the longest training window up to the step that was read."""
     chunk: int
     """Tokens that were read at once."""
     precision: str

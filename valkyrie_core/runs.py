@@ -12,6 +12,7 @@ runs answers at once, without torch.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 
 from valkyrie_core.errors import UsageError
 from valkyrie_core.inventory import RunPlace, find_run, is_transcript, list_runs, show_run
+from valkyrie_core.paths import typed_path
 from valkyrie_core.report import (
     ChatReport,
     ChatTurn,
@@ -175,7 +177,7 @@ def evaluate_long_context(
     context: int = 16_384,
     *,
     runs_dir: str | Path = "runs",
-    chunk: int = 1024,
+    chunk: int | None = None,
     text: str | Path | None = None,
     weights: Weights = "fp32",
     kv_window: int | None = None,
@@ -191,7 +193,9 @@ def evaluate_long_context(
 
     Args:
         context: tokens that are read from the beginning, and the longest context that is compared.
-        chunk: tokens that are read at once; changes memory and speed, not the losses.
+        chunk: tokens that are read at once, 1024 if left out. Changes memory and speed, and not
+            the losses, unless the state is rounded: that happens after every chunk, and 128 is
+            what it is then if left out.
         text: a file to read; left out, the run's longest validation document, or the Python
             documentation where that is too short.
         kv_window, kv_dtype, state_dtype: how the state is kept; see `nn.state_format.StateFormat`.
@@ -212,14 +216,14 @@ def evaluate_long_context(
 
     if kv_window is not None and kv_window < 1:
         raise UsageError(f"a window has at least 1 token, not {kv_window}")
-    if yarn is not None and not yarn >= 1:
-        raise UsageError(f"YaRN stretches by a factor of at least 1, not {yarn}")
+    if yarn is not None and not 1 <= yarn < math.inf:
+        raise UsageError(f"YaRN stretches by a finite factor of at least 1, not {yarn}")
 
     return read_long(
         find_run(run, runs_dir),
         context,
         chunk=chunk,
-        text=None if text is None else Path(text),
+        text=None if text is None else typed_path(text),
         weights=weights,
         kept=StateFormat(kv_window=kv_window, kv_dtype=kv_dtype, state_dtype=state_dtype),
         yarn=yarn,
@@ -260,9 +264,9 @@ def read(
 
     return read_text(
         find_run(run, runs_dir),
-        Path(text),
-        Path(save_state),
-        state=None if state is None else Path(state),
+        typed_path(text),
+        typed_path(save_state),
+        state=None if state is None else typed_path(state),
         weights=weights,
         chunk=chunk,
         told=progress,
@@ -330,7 +334,7 @@ def generate(
     if state is not None:
         if not prompt:
             raise UsageError("a state goes on with a prompt of at least one character")
-        saved = read_state(Path(state), loaded.model, loaded.tokenizer)
+        saved = read_state(typed_path(state), loaded.model, loaded.tokenizer)
     continuation = Continuation(
         loaded.model,
         loaded.tokenizer,
@@ -415,7 +419,7 @@ def open_chat(
         precision=precision_of(weights, loaded.model),
     )
     if state is not None:
-        session.load_state(Path(state))
+        session.load_state(typed_path(state))
     formats = [corpus.format for corpus in loaded.recipe.data.corpora.values()]
     return OpenedChat(
         session=session,

@@ -45,15 +45,18 @@ from valkyrie_core.runs import precision_of
 from valkyrie_core.runs_train import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import load_run
+from valkyrie_core.train.stages import trained_context
 
 PICTURE, REPORT, PAGE = "long_context.png", "long_context.json", "long_context.md"
+CHUNK, ROUNDED_CHUNK = 1024, 128
+"""Tokens that are read at once, if nobody says; fewer where the state is rounded in between."""
 
 
 def read_long(
     place: RunPlace,
     context: int,
     *,
-    chunk: int,
+    chunk: int | None,
     text: Path | None,
     weights: Weights,
     kept: StateFormat,
@@ -66,15 +69,20 @@ def read_long(
     """See `valkyrie_core.runs.evaluate_long_context`."""
     if context < reading.SHORTEST:
         raise UsageError(f"a long context has at least {reading.SHORTEST} tokens, not {context}")
+    if chunk is None:
+        # what is kept between two chunks is rounded: fewer tokens between meet what is not
+        chunk = ROUNDED_CHUNK if kept.rounds else CHUNK
     if chunk < 1:
         raise UsageError(f"a chunk has at least 1 token, not {chunk}")
+    chunk = min(chunk, context)
     began = time.perf_counter()
     model, tokenizer, recipe, checkpoint = load_run(place.path)
+    trained = trained_context(recipe.train, checkpoint.step)
     # a first token that begins the text, the context, and what is predicted after it
     needed = context + reading.STRETCH + 1
     if text is None:
         dataset = prepare(recipe.data, tokenizer=tokenizer, progress=tell_now_and_then())
-        found = choose(dataset, needed)
+        found = choose(dataset, recipe.data, needed)
     else:
         found = read_file(text, tokenizer, needed)
     precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
@@ -88,12 +96,12 @@ def read_long(
         )
 
     # what the changes cost is measured, so the model as it was trained reads first
-    changes = _changes(model, kept, yarn)
+    changes = _changes(model, kept, yarn, context)
     as_trained = read(StateFormat()) if changes else None
     if kept.kv_window is not None:
         limit_windows(model, kept.kv_window)
     if yarn is not None:
-        stretch_positions(model, yarn, recipe.train.longest_context)
+        stretch_positions(model, yarn, trained)
     result = read(kept)
     report = LongContextReport(
         **dict(result),
@@ -102,8 +110,9 @@ def read_long(
         parameters=model.num_parameters(),
         text=found.name,
         text_tokens=len(found.tokens_T),
+        seen_in_training=found.seen,
         context=context,
-        trained_context=recipe.train.longest_context,
+        trained_context=trained,
         chunk=chunk,
         precision=precision,
         weights=weights,
@@ -115,27 +124,32 @@ def read_long(
         try:
             write_synced(place.path / PICTURE, draw_long_context(report))
             write_synced(place.path / REPORT, report.model_dump_json(indent=1).encode())
-            if page:
-                written = long_page(report, PICTURE, _command(report, text))
+            # a page of an earlier reading would stand beside another picture
+            if page or (place.path / PAGE).exists():
+                command = _command(report, place, text)
+                written = long_page(report, PICTURE, command)
                 write_synced(place.path / PAGE, written.encode())
         except OSError as error:
             raise ResourceError(f"{place.path} can't be written: {error}") from error
     return report
 
 
-def _command(report: LongContextReport, text: Path | None) -> str:
+def _command(report: LongContextReport, place: RunPlace, text: Path | None) -> str:
     """What makes the report again."""
     options = [f"--long-context {report.context}", f"--chunk {report.chunk}"]
     if text is not None:
         options.append(f"--text {shlex.quote(str(text))}")
     if report.weights != "fp32":
         options.append(f"--weights {report.weights}")
+    if not report.recall:
+        options.append("--no-recall")
     options += [f"--{name.replace('_', '-')} {value}" for name, value in report.changes.items()]
-    return f"valkyrie eval {report.run} {' '.join(options)} --report"
+    run = shlex.quote(str(place.path))
+    return f"valkyrie eval {run} {' '.join(options)} --report"
 
 
 def _changes(
-    model: HybridLM, kept: StateFormat, yarn: float | None
+    model: HybridLM, kept: StateFormat, yarn: float | None, context: int
 ) -> dict[str, int | float | str]:
     """What is asked to be changed; UsageError where the model has nothing to change."""
     layers = attention_layers(model)
@@ -156,6 +170,16 @@ def _changes(
             option = switch.replace("_", "-")
             raise UsageError(f"--{option} changes nothing: the model has no {what}")
         changes[switch] = value
+    window = kept.kv_window
+    if window is not None:
+        if window >= context:
+            raise UsageError(f"--kv-window {window} changes nothing in a context of {context}")
+        if all(layer.window is not None and layer.window <= window for layer in layers):
+            raise UsageError(
+                f"--kv-window {window} changes nothing: no attention layer sees more tokens"
+            )
+    if yarn == 1:
+        raise UsageError("--yarn 1 changes nothing: it stretches positions by no more than that")
     return changes
 
 
@@ -188,6 +212,7 @@ def _read_once(
             for length, bpb in zip(by_context.contexts, by_context.bits_per_byte(), strict=True)
         ],
         targets=by_context.nats_CM.shape[1] * reading.STRETCH,
+        stretches=by_context.nats_CM.shape[1],
         effective_length=EffectiveContext(tokens=best.tokens, low=best.low, high=best.high),
         recall=[RecallScore(**score._asdict()) for score in summarise(answers)],
         memory=[LengthCost(**mark._asdict()) for mark in carried.marks],

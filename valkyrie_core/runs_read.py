@@ -14,7 +14,7 @@ from valkyrie_core.evaluate.long_text import read_utf8
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.infer.state_file import SavedState, is_state_file, read_state, write_state
 from valkyrie_core.inventory import RunPlace
-from valkyrie_core.nn.state import num_bytes
+from valkyrie_core.nn.state_format import kept_bytes, settle
 from valkyrie_core.report import ReadReport, Weights
 from valkyrie_core.runs import precision_of
 from valkyrie_core.train.load import load_run
@@ -68,7 +68,7 @@ def read_text(
         total_tokens=len(saved.tokens),
         seconds=seconds,
         tokens_per_second=len(ids) / seconds,
-        state_bytes=num_bytes(after),
+        state_bytes=kept_bytes(settle(model, after)),
         file=str(save_state),
         file_bytes=size,
         weights=weights,

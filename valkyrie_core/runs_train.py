@@ -18,6 +18,7 @@ from valkyrie_core.evaluate.bits import bits_per_byte
 from valkyrie_core.infer.continuation import Continuation
 from valkyrie_core.infer.sampling import SamplingConfig
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.position import AlibiConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.plan.machine import matmul_peak
 from valkyrie_core.recipe import Recipe
@@ -71,6 +72,9 @@ def describe_kernels(recipe: Recipe, device: torch.device) -> dict[str, str]:
         if isinstance(mixer, RWKV7Config):
             form = kernels.available(mixer.head_dim)[0] if device.type == "cpu" else "chunked"
             forms[mixer.type] = form
+        elif mixer.window is not None or isinstance(mixer.position, AlibiConfig):
+            # said, since it is slower than the same without: no fused kernel knows them
+            forms[f"{mixer.type} with window or alibi"] = "PyTorch, 128 queries at a time"
         else:
             forms[mixer.type] = "scaled_dot_product_attention"
     return forms

@@ -136,6 +136,7 @@ def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> Non
     assert not (run / "long_context.md").exists()
     assert "as trained" in cli(*args, *switches, "--report").out
     page = (run / "long_context.md").read_text(encoding="utf-8")
+    assert f"valkyrie eval {run} --long-context 512" in page
     assert "--kv-window 32 --kv-dtype int8 --state-dtype int8 --yarn 4.0 --report" in page
     assert f"{squeezed['by_context'][1]['bpb']:.4f}" in page
     assert "## The price of kv_window 32" in page
@@ -153,6 +154,9 @@ def test_eval_reads_a_long_text(cli: Cli, runs_dir: Path, tmp_path: Path) -> Non
         (("--chunk", "0"), 2),
         (("--kv-window", "0"), 2),
         (("--yarn", "0.5"), 2),
+        (("--yarn", "1"), 2),
+        (("--yarn", "inf"), 2),
+        (("--kv-window", "512"), 2),
         (("--kv-dtype", "int4"), 2),
     ):
         assert cli(*args, *wrong).code == code
@@ -174,6 +178,8 @@ def test_a_text_that_is_too_short_is_replaced_and_said(cli: Cli, runs_dir: Path)
     outcome = cli(*args)
     assert outcome.code == 0, outcome.err
     assert outcome.json["text"] == "the Python documentation"
+    assert outcome.json["seen_in_training"] is True
+    assert "trained on parts of it" in outcome.err
     assert "longest validation document has" in outcome.err
 
 

@@ -91,6 +91,13 @@ def test_states_in_a_conversation(call: Any, tmp_path: Path) -> None:
     ("line", "code", "words"),
     [
         ("/branch two", 2, "a branch has a number"),
+        (f"/branch {'1' * 5000}", 2, "a branch has a number"),
+        ("/save-state ~nobody-of-this-name/x", 2, "can't be used as a file name"),
+        ("/load-state ~nobody-of-this-name/x", 2, "can't be used as a file name"),
+        ("/save ~nobody-of-this-name/x", 2, "can't be used as a file name"),
+        (f"/load {'x' * 300}", 2, "can't be used as a file name"),
+        (f"/save-state {'x' * 300}", 2, "can't be used as a file name"),
+        ("/save-state a\0b", 2, "can't be used as a file name"),
         ("/branch 2", 2, "/fork makes a second one"),
         ("/save-state", 2, "needs the name of a file"),
         ("/save-state x.state", 2, "nothing was read"),
@@ -115,7 +122,9 @@ def test_a_state_never_overwrites_something_else(call: Any, book: Path, tmp_path
     assert mine.read_text() == "mine"
 
 
-@pytest.mark.parametrize("case", ["no text", "empty", "binary", "no folder", "no state", "chunk"])
+@pytest.mark.parametrize(
+    "case", ["no text", "empty", "binary", "no folder", "no state", "chunk", "name"]
+)
 def test_mistakes_of_a_reader(case: str, call: Any, book: Path, tmp_path: Path) -> None:
     state, text, more, code = tmp_path / "s", book, [], 2
     if case == "no text":
@@ -128,9 +137,23 @@ def test_mistakes_of_a_reader(case: str, call: Any, book: Path, tmp_path: Path) 
         state, code = tmp_path / "none" / "s", 4
     elif case == "no state":
         more, code = ["--state", str(tmp_path / "nothing")], 4
+    elif case == "name":
+        more = ["--state", "x" * 300]
     else:
         more = ["--chunk", "0"]
     outcome = call("read", "tiny-hybrid", str(text), "--save-state", str(state), *more, "--json")
     assert outcome.code == code, outcome.err
     assert outcome.json["schema"] == "valkyrie.read/1"
     assert not state.exists()
+
+
+def test_a_branch_keeps_what_its_turns_cost(call: Any) -> None:
+    outcome = call(
+        "chat", "tiny-hybrid", "--max-tokens", "4", "--json",
+        stdin='"""one\nand more"""\n/fork\ntwo\n/branch 1\n',
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    (turn,) = outcome.json["turns"]
+    assert turn["prompt_tokens"] > 10
+    assert turn["seconds"] > 0
+    assert "last asked: one and more" in outcome.err

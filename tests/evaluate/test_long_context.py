@@ -13,8 +13,10 @@ from tests.nn.menu import VOCAB, awake, hybrid_config, model_config
 from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.errors import DivergedError, StoppedError
 from valkyrie_core.evaluate import long_context as long
+from valkyrie_core.evaluate.long_page import how_far, long_page
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.report import ContextScore, EffectiveContext, LongContextReport
 
 LENGTHS = np.where(np.arange(VOCAB) < NUM_RESERVED, 0, 3)
 
@@ -148,3 +150,39 @@ def test_damaged_weights_and_stops_are_told() -> None:
         broken.head.weight.fill_(float("nan"))
     with pytest.raises(DivergedError):
         long.read_carried(engine, text(600), chunk=64)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "stretches", "best", "words"),
+    [
+        ([256], 8, 256, "nothing to compare"),
+        ([256, 512], 1, 256, "nothing to compare"),
+        ([256, 512], 8, 256, "No context longer than 256 tokens is surely better"),
+        ([256, 512], 8, 512, "More context surely helps up to 512 tokens"),
+    ],
+)
+def test_no_more_is_claimed_than_was_measured(
+    contexts: list[int], stretches: int, best: int, words: str
+) -> None:
+    report = LongContextReport(
+        by_position=[],
+        by_context=[ContextScore(context=length, bpb=2.0) for length in contexts],
+        targets=128 * stretches,
+        stretches=stretches,
+        effective_length=EffectiveContext(tokens=best, low=256, high=512),
+        recall=[],
+        memory=[],
+        run="r",
+        step=1,
+        parameters=1,
+        text="t",
+        text_tokens=1,
+        context=contexts[-1],
+        trained_context=1,
+        chunk=1,
+        precision="fp32",
+        weights="fp32",
+        seconds=0.0,
+    )
+    assert words in how_far(report)
+    assert words in long_page(report, "p.png", "valkyrie eval")

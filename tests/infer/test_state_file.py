@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.infer.test_chat import DOC, END, SAMPLING, TOKENIZER, USER, fresh, leaves, probe, say
@@ -16,6 +17,7 @@ from valkyrie_core.infer.chat import ChatSession
 from valkyrie_core.infer.continuation import Continuation
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.infer.state_file import SavedState, is_state_file, read_state, write_state
+from valkyrie_core.infer.transcript import tensors_fingerprint
 from valkyrie_core.nn import attention, kv_cache
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state_format import kept_bytes
@@ -236,3 +238,52 @@ def saved_abc(model: HybridLM) -> SavedState:
     known = Engine(model).prefill(torch.tensor([ids]), model.init_state(1))
     assert known is not None
     return SavedState(tuple(ids), known.state)
+
+
+def test_what_a_state_has_read_counts_as_repeated(model: HybridLM) -> None:
+    penalised = SAMPLING.model_copy(update={"temperature": 0.0, "repetition_penalty": 1.8})
+    whole = Continuation(model, TOKENIZER, "ABCD", penalised, max_tokens=8)
+    after = Continuation(model, TOKENIZER, "D", penalised, max_tokens=8, saved=saved_abc(model))
+    assert "".join(whole) == "".join(after)
+
+
+def forged(path: Path, change: str) -> None:
+    """A file whose hash agrees with what it holds, and which no model has written."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if change == "no list":
+        tensors["tokens"] = torch.tensor(3)
+    elif change == "table":
+        tensors["tokens"] = tensors["tokens"][None]
+    elif change == "empty":
+        tensors["tokens"] = tensors["tokens"][:0]
+    elif change == "floats":
+        tensors["tokens"] = tensors["tokens"].float()
+    elif change == "negative":
+        tensors["tokens"] = tensors["tokens"] - 1000
+    elif change == "unknown":
+        tensors["tokens"] = tensors["tokens"] + 10**9
+    elif change == "position":
+        tensors["state/pos_B"] = tensors["state/pos_B"] - 10**6
+    else:
+        tensors["state/layers/0/0/wkv_BNHH"][0, 0, 0, 0] = float("nan")
+    metadata["content"] = tensors_fingerprint(tensors)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["no list", "table", "empty", "floats", "negative", "unknown", "position", "nan"],
+)
+def test_a_forged_state_is_refused(change: str, model: HybridLM, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    written(model, path)
+    forged(path, change)
+    with pytest.raises(UsageError, match="is damaged"):
+        read_state(path, model, TOKENIZER)
+
+
+def test_a_folder_that_is_not_there(model: HybridLM, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="there is no folder"):
+        written(model, tmp_path / "none" / "s")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.train import small
-from valkyrie_core.errors import StoppedError, UsageError
+from valkyrie_core.errors import CheckpointError, StoppedError, UsageError
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train import journal, session, stages
@@ -298,3 +298,35 @@ def test_a_lost_list_of_extensions_comes_back_from_the_checkpoint(
     assert small.train(recipe, cache=cache, resume=True).step == 7
     assert run.load_extensions() == (Extension(3, 4),)
     assert "incomplete and is restored" in caplog.text
+
+
+def test_a_run_of_an_older_version_goes_on(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """recipe.json lacks the keys that came later; its checkpoints are its own all the same."""
+
+    def save_without_new_keys(self: RunDir, recipe: Recipe) -> None:
+        stored = recipe.model_dump(mode="json")
+        for key in ("context_schedule", "state_passing", "activation_checkpointing"):
+            del stored["train"][key]
+        self.storage.replace_json(self.recipe_file, stored)
+
+    recipe = small.recipe(folder, steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "save_recipe", save_without_new_keys)
+        stopped_after(recipe, 2, cache)
+    assert small.train(recipe, cache=cache, resume=True).finished
+    assert small.train(recipe, cache=cache, extend_steps=2).step == 6
+    changed = small.recipe(folder, steps=4, state_passing={"span": 32})
+    with pytest.raises(UsageError, match=r"train\.state_passing"):
+        small.train(changed, cache=cache, resume=True)
+
+
+def test_an_extension_that_is_refused_leaves_nothing(folder: Path, cache: Path) -> None:
+    recipe = small.recipe(folder, steps=2)
+    run = small.train(recipe, cache=cache).run
+    for text in (folder / "texts").glob("0*.txt"):
+        text.write_text(text.read_text() + " and more")
+    with pytest.raises(CheckpointError, match="the texts are not those"):
+        small.train(recipe, cache=cache, extend_steps=3)
+    assert run.load_extensions() == ()

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.nn.menu import CONFIGS, VOCAB, awake
 from tests.train import small
 from valkyrie_core.data.batch import Batch
-from valkyrie_core.errors import CheckpointError, RecipeError
+from valkyrie_core.errors import CheckpointError, RecipeError, UsageError
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState
@@ -23,7 +23,8 @@ from valkyrie_core.nn.state_tensors import state_tensors
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train import carry, journal
 from valkyrie_core.train.config import SupervisedConfig
-from valkyrie_core.train.stages import stage_at, stages
+from valkyrie_core.train.progress import Position
+from valkyrie_core.train.stages import stage_at, stages, trained_context
 from valkyrie_core.train.trainer import Trainer
 
 PASSING: dict[str, Any] = {"state_passing": {"span": 64}}
@@ -173,6 +174,8 @@ def test_stages_of_a_short_run_leave_the_later_of_two() -> None:
             "",
             "0.5 is not after 0.5",
         ),
+        ({"context_schedule": [{"from_fraction": 0.5, "context_len": 8}]}, "", "contexts grow"),
+        ({"context_schedule": [{"from_fraction": 0.5, "context_len": 16}]}, "", "contexts grow"),
         ({"state_passing": {"span": 40}}, "", "multiple of the context length 16"),
         (
             {
@@ -247,3 +250,31 @@ def test_activations_are_not_kept() -> None:
             model.loss(read_BT, read_BT, model.init_state(2))
         held[again] = saved
     assert held[True] < held[False] / 3
+
+
+def test_what_was_trained_depends_on_the_step() -> None:
+    schedule = [
+        {"from_fraction": 0.3, "context_len": 32},
+        {"from_fraction": 0.6, "context_len": 64},
+    ]
+    found = [
+        trained_context(config(context_schedule=schedule), step) for step in (0, 3, 4, 6, 7, 10)
+    ]
+    assert found == [16, 16, 32, 32, 64, 64]
+
+
+def test_a_span_longer_than_all_text_is_refused(
+    folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UsageError, match=r"span \(1,024,000\) is longer than every corpus: plays"):
+        small.train(small.recipe(folder, state_passing={"span": 1_024_000}), cache=cache)
+
+
+def test_steps_without_a_target_do_not_count() -> None:
+    at = Position()
+    at.advance(2.0, 10, 16, 1.0, 1.0, 0.1)
+    at.advance(0.0, 0, 16, 0.0, 1.0, 0.1)
+    assert at.loss == 2.0
+    assert at.take_mean_loss() == 2.0
+    at.advance(0.0, 0, 16, 0.0, 1.0, 0.1)
+    assert at.take_mean_loss() == 2.0

@@ -35,6 +35,7 @@ from valkyrie_core.errors import UsageError, ValkyrieError
 from valkyrie_core.report import ChatTurn
 
 if TYPE_CHECKING:
+    from valkyrie_core.infer.transcript import Turn
     from valkyrie_core.runs import OpenedChat
 
 HELP = {
@@ -118,6 +119,8 @@ class Conversation:
     def __init__(self, opened: OpenedChat, write: Callable[[str], None]) -> None:
         self.session = opened.session
         self.turns: list[ChatTurn] = []
+        self._costs: dict[Turn, ChatTurn] = {}
+        """What turns cost that were answered here, for when a branch comes back to them."""
         self._write = write
 
     def take(self, message: str) -> bool:
@@ -153,6 +156,7 @@ class Conversation:
         )
         # a retry replaces the last turn; everything else adds one
         self.turns = [*self.turns[: len(self.session.turns) - 1], turn]
+        self._costs[self.session.turns[-1]] = turn
 
     def _command(self, message: str) -> bool:
         name, _, argument = message.partition(" ")
@@ -225,13 +229,14 @@ class Conversation:
 
     def _branch(self, argument: str) -> None:
         if argument:
-            if not argument.isdecimal():
-                raise UsageError(f"a branch has a number, not {argument!r}", hint="/branch 1")
+            if not argument.isdecimal() or len(argument) > 9:
+                raise UsageError(f"a branch has a number, not {argument[:40]!r}", hint="/branch 1")
             self.session.switch(int(argument))
             self._take_turns()
         for branch in self.session.branches:
             mark = "*" if branch.is_present else " "
-            last = f", last asked: {branch.last[:40]}" if branch.last else ""
+            asked = " ".join(branch.last.split())[:40]
+            last = f", last asked: {asked}" if asked else ""
             say(f"{mark} {branch.number}  {branch.turns} turns, {branch.tokens:,} tokens{last}")
 
     def _save_state(self, argument: str) -> None:
@@ -249,9 +254,10 @@ class Conversation:
         say(f"the state in {path} has read {tokens:,} tokens", style="dim")
 
     def _take_turns(self) -> None:
-        """The turns of the session, of which the cost is not known here."""
+        """The turns of the session; those that were not answered here cost nothing."""
         self.turns = [
-            ChatTurn(
+            self._costs.get(turn)
+            or ChatTurn(
                 message=turn.user,
                 answer=turn.assistant,
                 prompt_tokens=0,
@@ -277,7 +283,9 @@ class Conversation:
 def _file_of(command: str, argument: str, example: str = "talk.json") -> Path:
     if not argument:
         raise UsageError(f"{command} needs the name of a file", hint=f"{command} {example}")
-    return Path(argument).expanduser()
+    from valkyrie_core.paths import typed_path
+
+    return typed_path(argument)
 
 
 def _write_out(text: str) -> None:

@@ -53,8 +53,13 @@ def evaluate(
         ),
     ] = None,
     chunk: Annotated[
-        int, typer.Option("--chunk", help="With --long-context: tokens that are read at once.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            "--chunk",
+            help="With --long-context: tokens that are read at once (default 1024; 128 where the "
+            "state is rounded, which happens after every chunk).",
+        ),
+    ] = None,
     report: Annotated[
         bool,
         typer.Option(
@@ -75,7 +80,7 @@ def evaluate(
         typer.Option(
             "--kv-window",
             metavar="W",
-            help="With --long-context: attention sees W last tokens and the first four.",
+            help="With --long-context: attention sees W last tokens and its sinks, the first four.",
         ),
     ] = None,
     kv_dtype: Annotated[
@@ -121,6 +126,7 @@ def evaluate(
 
     if long_context is None:
         alone = {
+            "--chunk": chunk is not None,
             "--report": report,
             "--no-recall": not recall,
             "--text": text is not None,
@@ -180,11 +186,14 @@ def _draw(report: EvalReport, console: Console) -> None:
 
 
 def _draw_long(report: LongContextReport, console: Console) -> None:
+    from valkyrie_core.evaluate.long_page import how_far
+
     console.print(
         f"{report.run}, step {report.step}, {human_count(report.parameters)} parameters, trained "
         f"on {report.trained_context} tokens at a time, {human_seconds(report.seconds)}"
     )
-    console.print(f"text: {report.text}, {report.text_tokens:,} tokens", markup=False)
+    seen = " (the run was trained on parts of it)" if report.seen_in_training else ""
+    console.print(f"text: {report.text}{seen}, {report.text_tokens:,} tokens", markup=False)
     numbers = ["tokens", "context", "position", "tokens/s", "peak", "state", "cache", "snapshot"]
     table = make_table(*numbers, right=numbers)
     contexts = {x.context: x.bpb for x in report.by_context}
@@ -202,12 +211,11 @@ def _draw_long(report: LongContextReport, console: Console) -> None:
             _size(cost.snapshot_bytes),
         )
     console.print(table)
-    best = report.effective_length
     console.print(
         f"Bits per byte: {report.targets} tokens predicted from a context of this length, the same "
         "tokens for all; and, by position, the tokens of a text read once, from the length before "
         "to this one. A snapshot is a state kept by itself.\n"
-        f"More context helps up to {best.tokens:,} tokens (90 %: {best.low:,} to {best.high:,})."
+        f"{how_far(report)}"
     )
     if report.recall:
         _draw_recall([x for x in report.recall if x.depth is None], console)
@@ -231,7 +239,11 @@ def _draw_price(report: LongContextReport, before: LongReading, console: Console
         return f"{sum(x.first * x.questions for x in asked) / questions:.1%} of {questions}"
 
     row(f"bits per byte from {report.context:,} tokens", lambda x: f"{x.by_context[-1].bpb:.4f}")
-    row(f"bits per byte up to {report.context:,}", lambda x: _number(x.by_position[-1].bpb))
+    last = report.by_position[-1]
+    row(
+        f"bits per byte of tokens {last.start + 1:,} to {last.end:,}",
+        lambda x: _number(x.by_position[-1].bpb),
+    )
     if report.recall:
         row("facts found, all lengths", found)
     row("recurrent state", lambda x: _size(x.memory[-1].state_bytes))

@@ -171,7 +171,7 @@ class LaneStream:
 
     A row reads the samples of a stream of long windows in chunks, one chunk a step; samples have
     documents of their own, so that a state carried from one to the next starts anew. The rows'
-    places in their samples are spread evenly: no step reads beginnings alone.
+    places in their samples are spread evenly, so that they do not begin at the same step.
     """
 
     def __init__(self, stream: BatchStream, context_len: int) -> None:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from valkyrie_core.data.dataset import Dataset
+from valkyrie_core.data.dataset import DataConfig, Dataset
 from valkyrie_core.data.documents import clean_text
+from valkyrie_core.data.readers.python import PythonCorpus
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.errors import MissingError, UsageError
 
@@ -22,6 +23,8 @@ class LongText(NamedTuple):
 
     name: str
     tokens_T: npt.NDArray[np.int64]
+    seen: bool = False
+    """Whether the run was trained on some of it."""
 
 
 def longest_validation_document(dataset: Dataset) -> LongText:
@@ -38,8 +41,12 @@ def longest_validation_document(dataset: Dataset) -> LongText:
     return longest
 
 
-def choose(dataset: Dataset, needed: int) -> LongText:
+def choose(dataset: Dataset, config: DataConfig, needed: int) -> LongText:
     """The run's longest validation document, or Python's documentation where that is too short.
+
+    Args:
+        dataset, config: what the run was trained on.
+        needed: tokens that the text has at least.
 
     Raises:
         UsageError: neither has `needed` tokens.
@@ -55,7 +62,13 @@ def choose(dataset: Dataset, needed: int) -> LongText:
         f"{needed:,}",
     )
     found = tokenised("the Python documentation", documentation(), dataset.tokenizer)
-    return long_enough(found, needed)
+    seen = any(
+        isinstance(corpus, PythonCorpus) and "documentation" in corpus.parts
+        for corpus in config.corpora.values()
+    )
+    if seen:
+        log.warning("the run was trained on parts of it: its losses say little about other texts")
+    return long_enough(found._replace(seen=seen), needed)
 
 
 def read_file(path: Path, tokenizer: Tokenizer, needed: int) -> LongText:

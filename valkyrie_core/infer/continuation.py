@@ -68,14 +68,16 @@ class Continuation:
         self.tokens, self.ended, self._drawing_seconds = 0, False, 0.0
         began = time.perf_counter()
         prompt, state = [self._begin, *self._prompt], self._engine.model.init_state(1)
+        history: tuple[int, ...] = ()
         if self._saved is not None:
-            prompt, state = self._prompt, self._saved.state
+            prompt, (history, state) = self._prompt, self._saved
         for token in self._engine.generate(
             prompt,
             state,
             self._sampling,
             max_tokens=self._max_tokens,
             stop_ids=(self._begin,),
+            history=history,
             stop=self._stop,
         ):
             if token.is_stop:

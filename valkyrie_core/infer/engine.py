@@ -193,10 +193,12 @@ class Engine:
         *,
         max_tokens: int,
         stop_ids: Collection[int],
+        history: Sequence[int] = (),
         stop: StopCallback | None = None,
     ) -> Iterator[Token]:
         """Reads the prompt into a batch-1 state and draws tokens after it, one by one.
 
+        `history` is what the state has read before, for the repetition penalty.
         Ends after a stop id, after `max_tokens`, or when `stop`, polled before every chunk and
         token, says so.
         """
@@ -208,7 +210,7 @@ class Engine:
                 make_generator(sampling.seed),
                 max_tokens=max_tokens,
                 stop_ids=stop_ids,
-                history=prompt,
+                history=[*history, *prompt],
                 stop=stop,
             )
 

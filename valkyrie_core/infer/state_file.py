@@ -57,6 +57,8 @@ def write_state(path: Path, saved: SavedState, model: HybridLM, tokenizer: Token
     data = save(tensors, metadata)
     try:
         write_synced(path, data)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError(f"there is no folder {path.parent}") from error
     except OSError as error:
         raise ResourceError(f"can't write {path}: {error.strerror or error}") from error
     return len(data)
@@ -83,7 +85,8 @@ def read_state(path: Path, model: HybridLM, tokenizer: Tokenizer) -> SavedState:
     if metadata.get("model_fingerprint") != model_fingerprint(model):
         raise UsageError(
             f"{path} was written with other weights",
-            hint="use the run and the checkpoint that it was saved from",
+            hint="it belongs to the run, and to the step of its training, that it was saved at; "
+            "`valkyrie read` makes one for these weights",
         )
     try:
         tensors = load(data)
@@ -91,13 +94,20 @@ def read_state(path: Path, model: HybridLM, tokenizer: Tokenizer) -> SavedState:
         raise UsageError(f"{path} is damaged: {error}") from error
     if metadata.get("content") != tensors_fingerprint(tensors) or TOKENS not in tensors:
         raise UsageError(f"{path} is damaged: its content is not what was written")
-    tokens = tensors.pop(TOKENS).tolist()
+    ids = tensors.pop(TOKENS)
+    if ids.dtype != torch.int64 or ids.dim() != 1 or len(ids) == 0:
+        raise UsageError(f"{path} is damaged: it does not say what was read")
+    if int(ids.min()) < 0 or int(ids.max()) >= tokenizer.vocab_size:
+        raise UsageError(f"{path} is damaged: it has read tokens that there are not")
     own = {name.removeprefix(STATE): tensor for name, tensor in tensors.items()}
     try:
         state = state_from_tensors(model.init_state(1), own)
     except MisfitStateError as error:
         raise UsageError(f"{path} does not fit this model: {error}") from error
-    return SavedState(tuple(tokens), state)
+    broken = [name for name, t in own.items() if not bool(torch.isfinite(t).all())]
+    if broken or not 0 <= int(state.pos_B[0]) <= len(ids):
+        raise UsageError(f"{path} is damaged: its numbers are no state")
+    return SavedState(tuple(ids.tolist()), state)
 
 
 def is_state_file(path: Path) -> bool:

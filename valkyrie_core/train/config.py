@@ -132,6 +132,12 @@ class SupervisedConfig(Config):
                     f"context_len ({stage.context_len}) must divide the {tokens} tokens of a step",
                     (*at, "context_len"),
                 )
+            if stage.context_len <= self.context_lens[index]:
+                raise MisfitError(
+                    f"contexts grow: {stage.context_len} is not longer than the "
+                    f"{self.context_lens[index]} before",
+                    (*at, "context_len"),
+                )
             if stage.from_fraction <= before:
                 raise MisfitError(
                     f"stages must follow each other: {stage.from_fraction:g} is not after "
@@ -157,4 +163,4 @@ class SupervisedConfig(Config):
     @property
     def longest_context(self) -> int:
         """The longest sequence that the run is trained on; validations read windows of it."""
-        return max(self.context_lens)
+        return self.context_lens[-1]

@@ -82,12 +82,17 @@ class Position:
         self.step += 1
         self.tokens_seen += num_tokens
         self.seconds += seconds
-        self.loss, self.grad_norm, self.lr_scale = loss, grad_norm, lr_scale
+        self.grad_norm, self.lr_scale = grad_norm, lr_scale
+        if num_scored or self.loss is None:
+            self.loss = loss
         self.loss_sum += loss * num_scored
         self.loss_tokens += num_scored
 
     def take_mean_loss(self) -> float:
         """Nats per scored token since this was last asked."""
+        if not self.loss_tokens:
+            # no step since then had a target
+            return self.loss or 0.0
         mean = self.loss_sum / self.loss_tokens
         self.loss_sum, self.loss_tokens = 0.0, 0
         return mean

@@ -119,6 +119,11 @@ class RunDir:
         except ValidationError as error:
             raise MissingError(f"{self.recipe_file} can't be read: {error}") from error
 
+    def stored_recipe(self) -> dict[str, Any]:
+        """recipe.json as it stands, with the keys of the version that wrote it."""
+        stored: dict[str, Any] = json.loads(self.recipe_file.read_bytes())
+        return stored
+
     def save_recipe(self, recipe: Recipe) -> None:
         """Store the resolved recipe."""
         self.storage.replace_json(self.recipe_file, recipe.model_dump(mode="json"))

@@ -197,7 +197,7 @@ def _trainer(
         keep_memory()
     binding = {
         "run": run.name,
-        "recipe_hash": recipe_hash(recipe),
+        "recipe_hash": recipe_hash(run.stored_recipe()),
         "tokenizer_fingerprint": dataset.tokenizer.fingerprint,
         "data_fingerprint": dataset.fingerprint,
         "device": device.type,
@@ -226,6 +226,9 @@ def _trainer(
     else:
         check_tokenizer(sitting.checkpoint, dataset.tokenizer)
         _check_binding(sitting.checkpoint.meta, binding)
+        if sitting.plan.extensions:
+            # not before all that could refuse the run has agreed
+            run.save_extensions(sitting.plan.extensions)
         trainer.restore(sitting.checkpoint)
     run.save_environment({"from_step": trainer.at.step, **binding})
     return trainer

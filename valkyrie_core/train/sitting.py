@@ -117,7 +117,6 @@ def go_on(run: RunDir, recipe: Recipe, *, steps: int | None, extend_steps: int |
     else:
         plan = _extended(run, plan, step, extend_steps)
         until = _until(plan, step, steps)
-        run.save_extensions(plan.extensions)
         log.warning("extended: %s", plan.describe_extension())
     if step >= plan.horizon:
         log.warning(
@@ -197,9 +196,14 @@ def _agreed(stored: Recipe, given: Recipe) -> Recipe:
     return given.model_copy(update={"train": given.train.model_copy(update={"steps": horizon})})
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """Identifies what is learned and how: everything but the keys that may change."""
-    fixed = {key: value for key, value in _leaves(recipe) if not _may_change(key)}
+def recipe_hash(stored: Mapping[str, Any]) -> str:
+    """Identifies what is learned and how: everything but the keys that may change.
+
+    Args:
+        stored: a run's recipe.json as it stands. A recipe that is read and written again would
+            gain the keys that later versions have, and its checkpoints would not be its own.
+    """
+    fixed = {key: value for key, value in _flat(stored) if not _may_change(key)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -209,7 +213,10 @@ def _may_change(key: str) -> bool:
 
 def _leaves(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything in a recipe."""
+    return _flat(recipe.model_dump(mode="json"))
 
+
+def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     def walk(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for key, item in value.items():
             if isinstance(item, dict):
@@ -217,4 +224,4 @@ def _leaves(recipe: Recipe) -> Iterator[tuple[str, Any]]:
             else:
                 yield f"{prefix}{key}", item
 
-    return walk("", recipe.model_dump(mode="json"))
+    return walk("", tree)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from valkyrie_core.data.batch import Batch, BatchStream, LaneStream
 from valkyrie_core.data.dataset import Dataset
+from valkyrie_core.errors import UsageError
 from valkyrie_core.train.config import SupervisedConfig
+
+log = logging.getLogger("valkyrie")
 
 
 class Stage(NamedTuple):
@@ -49,11 +53,33 @@ def stage_at(step: int, all_stages: tuple[Stage, ...]) -> Stage:
     return next(stage for stage in reversed(all_stages) if stage.first_step <= step)
 
 
+def trained_context(config: SupervisedConfig, steps_done: int) -> int:
+    """The longest context that so many steps have trained; the first, before any."""
+    begun = [stage for stage in stages(config) if stage.first_step < max(1, steps_done)]
+    return max(stage.context_len for stage in begun)
+
+
+def _check_span(dataset: Dataset, span: int) -> None:
+    """Warns where a corpus is read more than once in a stretch; UsageError where all are."""
+    sizes = {name: corpus.train.counts.tokens for name, corpus in dataset.corpora.items()}
+    short = {name: size for name, size in sizes.items() if size < span}
+    told = ", ".join(f"{name} has {size:,} tokens" for name, size in short.items())
+    if len(short) == len(sizes):
+        raise UsageError(
+            f"train.state_passing.span ({span:,}) is longer than every corpus: {told}",
+            hint="take a shorter span, or more text",
+        )
+    if short:
+        log.warning("%s: less than the span of %d, and read again inside it", told, span)
+
+
 def training_batches(
     dataset: Dataset, config: SupervisedConfig, seed: int
 ) -> Callable[[int], Batch]:
     """The batch of every step: a pure function of the seed and the step."""
     all_stages = stages(config)
+    if config.state_passing is not None:
+        _check_span(dataset, config.state_passing.span)
     streams: list[BatchStream | LaneStream] = []
     for stage in all_stages:
         span = stage.context_len if config.state_passing is None else config.state_passing.span

@@ -168,7 +168,7 @@ class Trainer:
         if step == stage.first_step and step:
             self._announce(stage)
         batch = self.tools.batch(step)
-        num_scored = max(1, int((batch.targets_BT != IGNORED).sum()))
+        num_scored = int((batch.targets_BT != IGNORED).sum())
         loss = 0.0
         states = []
         try:
@@ -220,7 +220,7 @@ class Trainer:
 
         The share is by scored tokens, so that accumulating gives the mean over the whole batch.
         """
-        share = int((micro.targets_BT != IGNORED).sum()) / num_scored
+        share = int((micro.targets_BT != IGNORED).sum()) / max(1, num_scored)
         if state is None:
             state = self.model.init_state(len(micro.tokens_BT))
         with autocast(self.precision, self.device):

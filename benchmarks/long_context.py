@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only these")
+    parser.add_argument("--designs", nargs="+", choices=DESIGNS, default=list(DESIGNS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     options = parser.parse_args(arguments)
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not options.tables:
             for seed in options.seeds:
-                for name in DESIGNS:
+                for name in options.designs:
                     if not _file(name, seed).exists():
                         _run(name, seed, options.runs_dir)
         _write_page()

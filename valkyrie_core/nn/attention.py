@@ -120,7 +120,7 @@ class Attention(nn.Module):
             mask = None
             if past.length > 0 or ctx.packed:
                 mask = _seen(segment_BT, new.segment_BS[:, : new.length], past.length)[:, None]
-            y_BTNH = self._sdpa(q_BNTH, new, mask).transpose(1, 2)
+            y_BTNH = self._sdpa(q_BNTH, new, new.length, mask).transpose(1, 2)
         return self.output(y_BTNH.reshape(B, T, D)), new, ctx
 
     def stretch(self, factor: float, trained_context: int) -> bool:
@@ -182,9 +182,9 @@ class Attention(nn.Module):
         # autocast leaves the norms in fp32: queries and keys must agree with the values
         return x_BNTH.to(x_BTD.dtype)
 
-    def _sdpa(self, q_BNTH: Tensor, cache: KVState, mask: Tensor | None) -> Tensor:
-        """[B, N, T, H] by torch's own attention over all keys of the cache."""
-        k_BKSH, v_BKSH = cache.k_BKSH[:, :, : cache.length], cache.v_BKSH[:, :, : cache.length]
+    def _sdpa(self, q_BNTH: Tensor, cache: KVState, stop: int, mask: Tensor | None) -> Tensor:
+        """[B, N, T, H] by torch's own attention over the first `stop` keys of the cache."""
+        k_BKSH, v_BKSH = cache.k_BKSH[:, :, :stop], cache.v_BKSH[:, :, :stop]
         if self.num_kv_heads != self.num_heads:
             groups = self.num_heads // self.num_kv_heads
             k_BKSH = k_BKSH.repeat_interleave(groups, dim=1)
@@ -207,11 +207,18 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[B, N, T, H] with a window or a bias, some queries at a time."""
         past = cache.length - q_BNTH.shape[2]
+        # SDPA takes a bias in the type of the queries, and bf16 is too coarse for one of thousands
+        wide = q_BNTH.dtype in (torch.float32, torch.float64)
         pieces = []
         for start in range(0, q_BNTH.shape[2], QUERIES_AT_ONCE):
             piece = slice(start, start + QUERIES_AT_ONCE)
             stop = min(past + piece.stop, cache.length)
             pos_BS, segment_BS = cache.pos_BS[:, :stop], cache.segment_BS[:, :stop]
+            if self.window is None and self.slopes_N is not None and wide:
+                seen_BTS = _seen(segment_BT[:, piece], segment_BS, past + start)
+                mask = self._biased(seen_BTS, pos_BT[:, start], pos_BS, q_BNTH.dtype)
+                pieces.append(self._sdpa(q_BNTH[:, :, piece], cache, stop, mask))
+                continue
             scores_BNTS = _scores(q_BNTH[:, :, piece], cache.k_BKSH[:, :, :stop])
             if sink_q_BNTH is not None:
                 sink_BS = (pos_BS < self.sinks)[:, None, None]
@@ -234,6 +241,19 @@ class Attention(nn.Module):
                 _weighted(scores_BNTS.softmax(-1), cache.v_BKSH[:, :, :stop], q_BNTH.dtype)
             )
         return torch.cat(pieces, dim=2)
+
+    def _biased(
+        self, seen_BTS: Tensor, pos_B: Tensor, pos_BS: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """[B, N, T, S]: ALiBi's bias where a key is seen, else -inf.
+
+        What is the same for all keys of a query changes nothing: distances are counted from the
+        position `pos_B` of the first query, so that one row serves them all.
+        """
+        assert self.slopes_N is not None
+        slopes_N11 = self.slopes_N.to(dtype)[:, None, None]
+        bias_BN1S = slopes_N11 * (pos_BS - pos_B[:, None])[:, None, None, :]
+        return torch.where(seen_BTS[:, None], bias_BN1S, -torch.inf)
 
     def flops_per_token(self, context_len: int) -> int:
         """Forward operations per token, averaged over a causal window of context_len."""

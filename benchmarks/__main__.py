@@ -111,7 +111,7 @@ def _run_all(chosen: list[Benchmark], options: argparse.Namespace, errors: Conso
             errors.print(f"[red]{entry.name} could not run:[/] {escape(str(error))}")
             failed = True
             continue
-        old = result.load(entry.name, found.origin.processor, folder) if found.absent else None
+        old = result.load(entry.name, found.origin.kind, folder) if found.absent else None
         found = found if old is None or not keeps else found.keeping(old)
         print(tables.text(found), flush=True)
         if keeps:

@@ -231,7 +231,7 @@ def _bits_table(found: dict[str, list[dict[str, Any]]]) -> str:
         lines.append(f"| {DESIGNS[name].title} | {_seeds(kept)} | {' | '.join(cells)} | {change} |")
     first = next(iter(found.values()))[0]
     targets = len(first["plays"]) * STRETCHES * reading.STRETCH
-    where = first["origin"]
+    where = result.Origin(**first["origin"])
     parameters = " to ".join(
         f"{value:,}" for value in sorted({kept[0]["parameters"] for kept in found.values()})
     )
@@ -241,8 +241,8 @@ def _bits_table(found: dict[str, list[dict[str, Any]]]) -> str:
         f"{len(first['plays'])} held-out plays ({', '.join(first['plays'])}) predicted from so "
         "many tokens before them. The last column is the mean over the seeds and, in brackets, the "
         f"least and the greatest. {parameters} parameters, {first['tokens_seen']:,} training "
-        f"tokens in windows of 512, {first['precision']}; {where['processor']}, "
-        f"{where['threads']} thread, {where['date']}.",
+        f"tokens in windows of 512, {first['precision']}; {where.kind}, "
+        f"{where.threads} thread, {where.date}.",
     ]
     return "\n".join(lines)
 

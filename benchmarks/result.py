@@ -50,6 +50,12 @@ class Origin(NamedTuple):
     versions: dict[str, str]
     """Of torch and of the peers, by package."""
 
+    @property
+    def kind(self) -> str:
+        """The kind of processor: makers give one name to several generations."""
+        narrow = "avx2" in self.flags and "avx512f" not in self.flags
+        return f"{self.processor} AVX2" if narrow else self.processor
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -213,9 +219,9 @@ def _commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def path_of(name: str, processor: str, folder: Path = RESULTS) -> Path:
+def path_of(name: str, kind: str, folder: Path = RESULTS) -> Path:
     """Where a benchmark's result on a kind of processor lies."""
-    words = re.sub(r"\((?:r|tm|c)\)", " ", processor.lower())
+    words = re.sub(r"\((?:r|tm|c)\)", " ", kind.lower())
     return folder / (re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "unknown") / f"{name}.json"
 
 
@@ -228,13 +234,13 @@ def kept(name: str, folder: Path = RESULTS) -> list[Result]:
     return [_read(path) for path in sorted(folder.glob(f"*/{name}.json"))]
 
 
-def load(name: str, processor: str, folder: Path = RESULTS) -> Result | None:
+def load(name: str, kind: str, folder: Path = RESULTS) -> Result | None:
     """The kept result of a benchmark on a processor; None if there is none.
 
     Raises:
         ResultError: the file is damaged or of another version.
     """
-    path = path_of(name, processor, folder)
+    path = path_of(name, kind, folder)
     return _read(path) if path.exists() else None
 
 
@@ -264,7 +270,7 @@ def save(result: Result, folder: Path = RESULTS) -> Path:
     Raises:
         ResultError: it can't be written.
     """
-    path = path_of(result.name, result.origin.processor, folder)
+    path = path_of(result.name, result.origin.kind, folder)
     text = json.dumps({"schema": SCHEMA, **_plain(asdict(result))}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

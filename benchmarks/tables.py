@@ -41,7 +41,7 @@ def write(page: Path = PAGE, folder: Path = result.RESULTS) -> None:
 def _heading(found: Result) -> str:
     """The processor, and whether it has matrix tiles: no other property moves ratios as much."""
     tiles = "with" if "amx_bf16" in found.origin.flags else "without"
-    return f"**{found.origin.processor}, {tiles} matrix tiles**"
+    return f"**{found.origin.kind}, {tiles} matrix tiles**"
 
 
 def put(page: str, name: str, body: str) -> str:

@@ -40,18 +40,23 @@ def found(*, theirs: bool = True) -> Result:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     first = found()
     path = result.save(first, tmp_path)
-    assert path == result.path_of("decode", first.origin.processor, tmp_path)
-    assert result.load("decode", first.origin.processor, tmp_path) == first
-    assert result.load("wkv", first.origin.processor, tmp_path) is None
+    assert path == result.path_of("decode", first.origin.kind, tmp_path)
+    assert result.load("decode", first.origin.kind, tmp_path) == first
+    assert result.load("wkv", first.origin.kind, tmp_path) is None
 
 
 def test_processors_keep_results_apart(tmp_path: Path) -> None:
     here = found()
     names = ("Intel(R) Xeon(R) Processor", "AMD EPYC")
-    both = [replace(here, origin=here.origin._replace(processor=name)) for name in names]
+    wide = here.origin._replace(flags=("avx2", "avx512f"))
+    both = [replace(here, origin=wide._replace(processor=name)) for name in names]
     paths = [result.save(x, tmp_path).relative_to(tmp_path).as_posix() for x in both]
     assert paths == ["intel-xeon-processor/decode.json", "amd-epyc/decode.json"]
     assert result.kept("decode", tmp_path) == both[::-1]
+    # two generations of one name
+    older = wide._replace(processor="AMD EPYC", flags=("avx2",))
+    path = result.save(replace(here, origin=older), tmp_path)
+    assert path == tmp_path / "amd-epyc-avx2" / "decode.json"
     assert result.path_of("wkv", "///", tmp_path) == tmp_path / "unknown" / "wkv.json"
 
 

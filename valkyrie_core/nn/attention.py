@@ -209,22 +209,36 @@ class Attention(nn.Module):
         past = cache.length - q_BNTH.shape[2]
         # SDPA takes a bias in the type of the queries, and bf16 is too coarse for one of thousands
         wide = q_BNTH.dtype in (torch.float32, torch.float64)
+        slides = self.window is not None and not torch.compiler.is_compiling()
+        if slides:
+            # without padding no key is further away in the cache than in its document; how many
+            # sinks there are is a value, of which a compiled graph knows nothing
+            slides = not bool((cache.segment_BS[:, : cache.length] == PADDING).any())
         pieces = []
         for start in range(0, q_BNTH.shape[2], QUERIES_AT_ONCE):
             piece = slice(start, start + QUERIES_AT_ONCE)
             stop = min(past + piece.stop, cache.length)
-            pos_BS, segment_BS = cache.pos_BS[:, :stop], cache.segment_BS[:, :stop]
             if self.window is None and self.slopes_N is not None and wide:
+                pos_BS, segment_BS = cache.pos_BS[:, :stop], cache.segment_BS[:, :stop]
                 seen_BTS = _seen(segment_BT[:, piece], segment_BS, past + start)
                 mask = self._biased(seen_BTS, pos_BT[:, start], pos_BS, q_BNTH.dtype)
                 pieces.append(self._sdpa(q_BNTH[:, :, piece], cache, stop, mask))
                 continue
-            scores_BNTS = _scores(q_BNTH[:, :, piece], cache.k_BKSH[:, :, :stop])
+            keys_S = torch.arange(stop, device=q_BNTH.device)
+            if slides:
+                assert self.window is not None
+                near = max(0, past + start - self.window + 1)
+                # before the window nothing is seen but sinks, of whichever row
+                sinks_S = (cache.pos_BS[:, :near] < self.sinks).any(dim=0).nonzero()[:, 0]
+                keys_S = torch.cat([sinks_S, keys_S[near:]])
+            pos_BS, segment_BS = cache.pos_BS[:, keys_S], cache.segment_BS[:, keys_S]
+            k_BKSH, v_BKSH = cache.k_BKSH[:, :, keys_S], cache.v_BKSH[:, :, keys_S]
+            scores_BNTS = _scores(q_BNTH[:, :, piece], k_BKSH)
             if sink_q_BNTH is not None:
                 sink_BS = (pos_BS < self.sinks)[:, None, None]
-                sink_scores_BNTS = _scores(sink_q_BNTH[:, :, piece], cache.k_BKSH[:, :, :stop])
+                sink_scores_BNTS = _scores(sink_q_BNTH[:, :, piece], k_BKSH)
                 scores_BNTS = torch.where(sink_BS, sink_scores_BNTS, scores_BNTS)
-            seen_BTS = _seen(segment_BT[:, piece], segment_BS, past + start)
+            seen_BTS = _seen(segment_BT[:, piece], segment_BS, past + start, keys_S)
             distance_BTS = pos_BT[:, piece, None] - pos_BS[:, None, :]
             if self.window is not None:
                 sink_B1S = (pos_BS < self.sinks)[:, None]
@@ -237,9 +251,7 @@ class Attention(nn.Module):
                 slopes_N11 = self.slopes_N.to(scores_BNTS)[:, None, None]
                 scores_BNTS = scores_BNTS - slopes_N11 * distance_BTS[:, None]
             scores_BNTS = scores_BNTS.masked_fill(~seen_BTS[:, None], -torch.inf)
-            pieces.append(
-                _weighted(scores_BNTS.softmax(-1), cache.v_BKSH[:, :, :stop], q_BNTH.dtype)
-            )
+            pieces.append(_weighted(scores_BNTS.softmax(-1), v_BKSH, q_BNTH.dtype))
         return torch.cat(pieces, dim=2)
 
     def _biased(
@@ -288,11 +300,18 @@ def _weighted(weights_BNTS: Tensor, v_BKSH: Tensor, dtype: torch.dtype) -> Tenso
     return (weights_BKRS @ v_BKSH.to(dtype)).view(B, N, T, H)
 
 
-def _seen(segment_BT: Tensor, segment_BS: Tensor, past: int) -> Tensor:
-    """[B, T, S]: the same document, not later; padding sees itself, so that no row is empty."""
+def _seen(
+    segment_BT: Tensor, segment_BS: Tensor, past: int, keys_S: Tensor | None = None
+) -> Tensor:
+    """[B, T, S]: the same document, not later; padding sees itself, so that no row is empty.
+
+    Args:
+        past: the place in the cache of the first query's key.
+        keys_S: the keys' places in the cache; None: from its beginning.
+    """
     T, S = segment_BT.shape[1], segment_BS.shape[1]
     t_T1 = torch.arange(T, device=segment_BT.device)[:, None] + past
-    s_S = torch.arange(S, device=segment_BT.device)
+    s_S = torch.arange(S, device=segment_BT.device) if keys_S is None else keys_S
     same_BTS = segment_BT[:, :, None] == segment_BS[:, None, :]
     real_BT1 = (segment_BT != PADDING)[:, :, None]
     return (same_BTS & real_BT1 & (s_S <= t_T1)) | (s_S == t_T1)

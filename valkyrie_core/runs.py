@@ -69,6 +69,7 @@ __all__ = [
     "sampling",
     "show_run",
     "train",
+    "typed_path",
 ]
 
 GENERATE_TOKENS = 200

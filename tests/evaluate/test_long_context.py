@@ -13,7 +13,7 @@ from tests.nn.menu import VOCAB, awake, hybrid_config, model_config
 from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.errors import DivergedError, StoppedError
 from valkyrie_core.evaluate import long_context as long
-from valkyrie_core.evaluate.long_page import how_far, long_page
+from valkyrie_core.evaluate.long_page import long_page
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
 from valkyrie_core.report import ContextScore, EffectiveContext, LongContextReport
@@ -184,5 +184,5 @@ def test_no_more_is_claimed_than_was_measured(
         weights="fp32",
         seconds=0.0,
     )
-    assert words in how_far(report)
+    assert words in report.how_far
     assert words in long_page(report, "p.png", "valkyrie eval")

@@ -35,7 +35,6 @@ from valkyrie_core.errors import UsageError, ValkyrieError
 from valkyrie_core.report import ChatTurn
 
 if TYPE_CHECKING:
-    from valkyrie_core.infer.transcript import Turn
     from valkyrie_core.runs import OpenedChat
 
 HELP = {
@@ -119,7 +118,7 @@ class Conversation:
     def __init__(self, opened: OpenedChat, write: Callable[[str], None]) -> None:
         self.session = opened.session
         self.turns: list[ChatTurn] = []
-        self._costs: dict[Turn, ChatTurn] = {}
+        self._costs: dict[object, ChatTurn] = {}
         """What turns cost that were answered here, for when a branch comes back to them."""
         self._write = write
 
@@ -283,9 +282,9 @@ class Conversation:
 def _file_of(command: str, argument: str, example: str = "talk.json") -> Path:
     if not argument:
         raise UsageError(f"{command} needs the name of a file", hint=f"{command} {example}")
-    from valkyrie_core.paths import typed_path
+    from valkyrie_core import runs
 
-    return typed_path(argument)
+    return runs.typed_path(argument)
 
 
 def _write_out(text: str) -> None:

@@ -186,8 +186,6 @@ def _draw(report: EvalReport, console: Console) -> None:
 
 
 def _draw_long(report: LongContextReport, console: Console) -> None:
-    from valkyrie_core.evaluate.long_page import how_far
-
     console.print(
         f"{report.run}, step {report.step}, {human_count(report.parameters)} parameters, trained "
         f"on {report.trained_context} tokens at a time, {human_seconds(report.seconds)}"
@@ -215,7 +213,7 @@ def _draw_long(report: LongContextReport, console: Console) -> None:
         f"Bits per byte: {report.targets} tokens predicted from a context of this length, the same "
         "tokens for all; and, by position, the tokens of a text read once, from the length before "
         "to this one. A snapshot is a state kept by itself.\n"
-        f"{how_far(report)}"
+        f"{report.how_far}"
     )
     if report.recall:
         _draw_recall([x for x in report.recall if x.depth is None], console)

@@ -23,7 +23,7 @@ def long_page(report: LongContextReport, picture: str, command: str) -> str:
         f"{report.weights}{', ' + changed if changed else ''}. Text: {report.text}{seen} "
         f"({report.text_tokens:,} tokens), read {report.chunk:,} tokens at once in "
         f"{report.seconds:.0f} s. `{command}`",
-        how_far(report),
+        report.how_far,
         f"![losses, speed and memory by length]({picture})",
         "## Losses, speed and memory by length",
         _lengths(report),
@@ -36,17 +36,6 @@ def long_page(report: LongContextReport, picture: str, command: str) -> str:
     if report.as_trained is not None:
         parts += [f"## The price of {changed}", _price(report, report.as_trained)]
     return "\n\n".join(parts) + "\n"
-
-
-def how_far(report: LongContextReport) -> str:
-    """The effective length in words, and no more than was measured."""
-    best, contexts = report.effective_length, report.by_context
-    if len(contexts) < 2 or report.stretches < 2:
-        return "How far context helps: nothing to compare (one length, or one stretch of targets)."
-    where = f"in 90 % of the resamples the best lies between {best.low:,} and {best.high:,}"
-    if best.tokens == contexts[0].context:
-        return f"No context longer than {best.tokens:,} tokens is surely better ({where})."
-    return f"More context surely helps up to {best.tokens:,} tokens ({where})."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

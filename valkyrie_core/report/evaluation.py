@@ -1,0 +1,54 @@
+"""What evaluating on held-out text answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from valkyrie_core.report.base import Part, Report, Weights
+
+
+class CorpusScore(Part):
+    """How well a model predicts one validation corpus."""
+
+    bpb: float
+    """Bits per UTF-8 byte of the scored text; lower is better."""
+    tokens: int
+    """Scored tokens."""
+    bytes: int
+    """UTF-8 bytes of the scored text."""
+    documents: int
+    """Validation documents."""
+    baselines: dict[str, float | None]
+    """Bits per byte of what needs no model: uniform, unigram, xz, xz_given_training."""
+    fp32_bpb: float | None = None
+    """Bits per byte of the weights as trained, computed in fp32; where others were asked for."""
+    weights_cost_bpb: float | None = None
+    """What the format of the weights and its arithmetic cost: bpb - fp32_bpb."""
+    notes: list[str] = Field(default_factory=list)
+    """What limits a number, such as a baseline that read only a part of the training text."""
+
+
+class EvalReport(Report):
+    """Bits per byte on every validation corpus, with baselines."""
+
+    schema_: Literal["valkyrie.eval/1"] = Field(default="valkyrie.eval/1", alias="schema")
+    run: str
+    """The run's name."""
+    step: int
+    """The step of the checkpoint that was read."""
+    parameters: int
+    """Parameters of the model."""
+    context: Literal["window", "carried"]
+    """What a token was predicted from: a window of context_len, or all of its document so far."""
+    context_len: int
+    """Tokens per window."""
+    precision: str
+    """What the matrix products were computed in."""
+    weights: Weights = "fp32"
+    """The format of the matrices."""
+    seconds: float
+    """How long the evaluation took."""
+    corpora: dict[str, CorpusScore]
+    """The scores, by corpus."""

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.cli.conftest import Cli
 from tests.cli.test_render import STEERING, hostile
-from valkyrie_cli.commands.chat import HELP, Conversation
+from valkyrie_cli.conversation import HELP, Conversation
 from valkyrie_cli.prompts import messages, read_message
 from valkyrie_cli.render import safe_text
 from valkyrie_core.errors import UsageError

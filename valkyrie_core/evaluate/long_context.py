@@ -122,7 +122,9 @@ def read_carried(
     """
     longest = len(tokens_T) - 1
     state = engine.model.init_state(1)
-    pieces: list[Array] = []
+    # one buffer from the beginning: small arrays that stay, one a chunk, would lie between the
+    # large blocks that come and go, and the process would grow by megabytes with every chunk
+    nats_T = np.zeros(longest)
     marks: list[Mark] = []
     reset_peak_memory()
     since, since_length = time.perf_counter(), 0
@@ -131,8 +133,7 @@ def read_carried(
         while read < length:
             _poll(stop)
             end = min(read + chunk, length)
-            nats_T, state = _losses(engine, tokens_T, read, end, state)
-            pieces.append(nats_T)
+            nats_T[read:end], state = _losses(engine, tokens_T, read, end, state)
             read = end
             if told is not None:
                 told("the text", read, longest)
@@ -142,7 +143,7 @@ def read_carried(
         speed = (read - since_length) / (now - since)
         marks.append(Mark(read, speed, peak_memory(), recurrent, cached, snapshot))
         since, since_length = time.perf_counter(), read
-    return Carried(np.concatenate(pieces), marks)
+    return Carried(nats_T, marks)
 
 
 def read_by_context(

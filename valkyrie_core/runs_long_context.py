@@ -121,17 +121,21 @@ def read_long(
         seconds=time.perf_counter() - began,
     )
     if save:
-        try:
-            write_synced(place.path / PICTURE, draw_long_context(report))
-            write_synced(place.path / REPORT, report.model_dump_json(indent=1).encode())
-            # a page of an earlier reading would stand beside another picture
-            if page or (place.path / PAGE).exists():
-                command = _command(report, place, text)
-                written = long_page(report, PICTURE, command)
-                write_synced(place.path / PAGE, written.encode())
-        except OSError as error:
-            raise ResourceError(f"{place.path} can't be written: {error}") from error
+        _keep(report, place, text, page)
     return report
+
+
+def _keep(report: LongContextReport, place: RunPlace, text: Path | None, page: bool) -> None:
+    """Writes the report, its picture and, where asked, its page into the run's directory."""
+    try:
+        write_synced(place.path / PICTURE, draw_long_context(report))
+        write_synced(place.path / REPORT, report.model_dump_json(indent=1).encode())
+        # a page of an earlier reading would stand beside another picture
+        if page or (place.path / PAGE).exists():
+            written = long_page(report, PICTURE, _command(report, place, text))
+            write_synced(place.path / PAGE, written.encode())
+    except OSError as error:
+        raise ResourceError(f"{place.path} can't be written: {error}") from error
 
 
 def _command(report: LongContextReport, place: RunPlace, text: Path | None) -> str:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from valkyrie_core.plan.machine import Precision, measure_matmul
+from valkyrie_core.machine.hardware import Precision, measure_matmul
 
 READ_BYTES = 1 << 30
 """More than any cache holds."""

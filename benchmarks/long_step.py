@@ -12,8 +12,8 @@ from benchmarks import alone, models
 from benchmarks.models import HYBRID, PURE, Size
 from benchmarks.result import Findings
 from benchmarks.timing import Announce
+from valkyrie_core.machine import memory
 from valkyrie_core.nn.model import HybridLM
-from valkyrie_core.plan import memory
 from valkyrie_core.train.allocator import keep_memory
 from valkyrie_core.train.device import autocast, resolve_precision
 

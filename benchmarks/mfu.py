@@ -15,8 +15,8 @@ from benchmarks.models import HYBRID, PURE, Size
 from benchmarks.result import Findings, Gate
 from benchmarks.timing import Announce, Call, Spread, side_by_side
 from valkyrie_core.kernels import attention
-from valkyrie_core.plan import machine
-from valkyrie_core.plan.machine import measure_matmul
+from valkyrie_core.machine import hardware
+from valkyrie_core.machine.hardware import measure_matmul
 
 PATTERNS = {"RWKV-7": PURE, "hybrid": HYBRID}
 LLAMA = "Llama"
@@ -71,7 +71,7 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         gate = GATE if label.endswith(sizes.forms) and not label.startswith(LLAMA) else None
         against = f"matmul peak ({peak.size}x{peak.size})"
         findings.share("model FLOPs", case, label, against, Spread(*timing.rate(work)), gate)
-    if "amx_bf16" in machine.cpu().flags:
+    if "amx_bf16" in hardware.cpu().flags:
         announce("hybrid without AMX")
         _without_tiles(sizes, case, findings)
     counted = ", ".join(

@@ -16,8 +16,8 @@ from benchmarks.models import HYBRID, PURE, Size
 from benchmarks.result import Findings, Gate
 from benchmarks.runners import Runner
 from benchmarks.timing import Announce, best, side_by_side
-from valkyrie_core.plan import memory
-from valkyrie_core.plan.machine import Precision
+from valkyrie_core.machine import memory
+from valkyrie_core.machine.hardware import Precision
 
 WEIGHTS: tuple[Precision, ...] = ("fp32", "bf16")
 PATTERNS = {"RWKV-7": PURE, "hybrid": HYBRID}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.timing import Spread, Timing
-from valkyrie_core.plan import machine
+from valkyrie_core.machine import hardware
 
 SCHEMA = 1
 ROOT = Path(__file__).parents[1]
@@ -192,7 +192,7 @@ class Result:
 
 def origin(packages: Iterable[str] = ()) -> Origin:
     """Here and now."""
-    processor = machine.cpu()
+    processor = hardware.cpu()
     versions = {"torch": str(torch.__version__)}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

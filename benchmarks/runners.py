@@ -26,8 +26,8 @@ from benchmarks.gguf_file import Format
 from benchmarks.models import Size
 from benchmarks.peers import AbsentError, module
 from valkyrie_core.infer.engine import Engine
+from valkyrie_core.machine import hardware
 from valkyrie_core.nn.model import HybridLM
-from valkyrie_core.plan import machine
 
 FIRST_TOKEN = 1
 CONTEXT = 4096
@@ -169,7 +169,7 @@ def llama_cpp_reads_tiles(format: Format) -> bool:
 
     It does not: q8_0 crashes there (ggml-org/llama.cpp issue 20824). Single tokens are fine.
     """
-    return format != "q8_0" or "amx" not in machine.cpu().flags
+    return format != "q8_0" or "amx" not in hardware.cpu().flags
 
 
 @contextmanager

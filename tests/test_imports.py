@@ -33,7 +33,7 @@ CORE = frozenset(
         "data",
         "train",
     }
-    | {"infer", "evaluate", "plan"}
+    | {"infer", "evaluate", "machine", "plan"}
 )
 BASE = frozenset({"cache", "config", "errors"})
 ARROWS: dict[str, frozenset[str]] = {
@@ -49,10 +49,11 @@ ARROWS: dict[str, frozenset[str]] = {
     "kernels": BASE,
     "nn": BASE | {"kernels"},
     "data": BASE,
-    "plan": BASE,
-    "train": BASE | {"nn", "data", "recipe", "report", "plan"},
+    "machine": BASE,
+    "plan": BASE | {"machine", "nn", "data", "train", "recipe", "report"},
+    "train": BASE | {"nn", "data", "recipe", "report", "machine"},
     "infer": BASE | {"nn", "data", "report"},
-    "evaluate": BASE | {"nn", "data", "report", "infer", "plan"},
+    "evaluate": BASE | {"nn", "data", "report", "infer", "machine"},
 }
 
 

@@ -371,7 +371,7 @@ def generate(
 def precision_of(weights: Weights, model: HybridLM) -> Literal["fp32", "bf16"]:
     """What matrix products over a prompt are computed in: fp32 weights in fp32, others in bf16
     where the device has it."""
-    from valkyrie_core.plan.machine import supports_bf16
+    from valkyrie_core.machine.hardware import supports_bf16
 
     device = model.embedding.weight.device
     return "bf16" if weights != "fp32" and supports_bf16(device.type) else "fp32"

@@ -9,9 +9,9 @@ import torch
 
 from valkyrie_core import kernels
 from valkyrie_core.cache import cache_dir
+from valkyrie_core.machine.doctor import examine
+from valkyrie_core.machine.hardware import environment
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
-from valkyrie_core.plan.doctor import examine
-from valkyrie_core.plan.machine import environment
 from valkyrie_core.report import Check, DoctorReport
 from valkyrie_core.train.device import resolve_device
 from valkyrie_core.train.optim import AdamWConfig, build_optimizers

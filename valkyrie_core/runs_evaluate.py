@@ -11,9 +11,9 @@ from valkyrie_core.errors import CheckpointError
 from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.bits import Context
 from valkyrie_core.inventory import RunPlace
+from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.weights import rounded
-from valkyrie_core.plan.machine import Precision
 from valkyrie_core.report import CorpusScore, EvalReport, Weights
 from valkyrie_core.runs import precision_of
 from valkyrie_core.runs_train import tell_now_and_then

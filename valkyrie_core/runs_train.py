@@ -17,10 +17,10 @@ from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.evaluate.bits import bits_per_byte
 from valkyrie_core.infer.continuation import Continuation
 from valkyrie_core.infer.sampling import SamplingConfig
+from valkyrie_core.machine.hardware import matmul_peak
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.position import AlibiConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
-from valkyrie_core.plan.machine import matmul_peak
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import CorpusCounts, SplitCounts, TrainReport
 from valkyrie_core.train.device import resolve_device, resolve_precision

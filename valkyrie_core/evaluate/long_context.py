@@ -23,11 +23,11 @@ from torch import Tensor
 from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.errors import DivergedError, StoppedError
 from valkyrie_core.infer.engine import Engine
+from valkyrie_core.machine.memory import peak_memory, reset_peak_memory
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import IGNORED
 from valkyrie_core.nn.state import LMState, num_bytes
 from valkyrie_core.nn.state_format import PackedCache, kept_bytes, pack, settle
-from valkyrie_core.plan.memory import peak_memory, reset_peak_memory
 
 SHORTEST = 256
 """The shortest context; each next one is twice as long."""

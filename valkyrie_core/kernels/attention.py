@@ -192,14 +192,15 @@ _op = torch.ops.valkyrie.attention.default
 _backward_op = torch.ops.valkyrie.attention_backward.default
 
 
-# as torch counts its own: every key, seen or not; backward, five products for two
+# what is computed: keys that a token may see (torch counts the others of its own attention as
+# well); backward, five products for two
 @register_flop_formula(torch.ops.valkyrie.attention)
 def _forward_flops(q_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
     B, T, N, H = q_shape
-    return 2 * 2 * B * N * T * T * H
+    return 2 * 2 * B * N * (T * (T + 1) // 2) * H
 
 
 @register_flop_formula(torch.ops.valkyrie.attention_backward)
 def _backward_flops(q_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
     B, T, N, H = q_shape
-    return 5 * 2 * B * N * T * T * H
+    return 5 * 2 * B * N * (T * (T + 1) // 2) * H

@@ -32,7 +32,7 @@ from valkyrie_core.nn.position import (
     slopes,
     turn,
 )
-from valkyrie_core.nn.state import Ctx
+from valkyrie_core.nn.state import Cost, Ctx
 
 QUERIES_AT_ONCE = 128
 """Queries of a windowed or biased layer whose scores exist at one time."""
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)
         self.query_norm = nn.RMSNorm(self.head_dim)
         self.key_norm = nn.RMSNorm(self.head_dim)
-        self.slopes_N = slopes(self.position, self.num_heads)
+        self.slopes = slopes(self.position, self.num_heads)
         for layer in (self.query, self.key, self.value):
             nn.init.orthogonal_(layer.weight)
         nn.init.zeros_(self.output.weight)
@@ -156,7 +156,7 @@ class Attention(nn.Module):
 
     def _is_plain(self, past: KVState, num_tokens: int) -> bool:
         """Whether every earlier token of a document is seen, and all by the same rule."""
-        if self.slopes_N is not None:
+        if self.slopes is not None:
             return False
         return self.window is None or past.length + num_tokens <= self.window
 
@@ -218,7 +218,7 @@ class Attention(nn.Module):
         for start in range(0, q_BNTH.shape[2], QUERIES_AT_ONCE):
             piece = slice(start, start + QUERIES_AT_ONCE)
             stop = min(past + piece.stop, cache.length)
-            if self.window is None and self.slopes_N is not None and wide:
+            if self.window is None and self.slopes is not None and wide:
                 pos_BS, segment_BS = cache.pos_BS[:, :stop], cache.segment_BS[:, :stop]
                 seen_BTS = _seen(segment_BT[:, piece], segment_BS, past + start)
                 mask = self._biased(seen_BTS, pos_BT[:, start], pos_BS, q_BNTH.dtype)
@@ -247,8 +247,8 @@ class Attention(nn.Module):
                 distance_BTS = torch.where(
                     sink_B1S, torch.minimum(distance_BTS, nearest_BTS), distance_BTS
                 )
-            if self.slopes_N is not None:
-                slopes_N11 = self.slopes_N.to(scores_BNTS)[:, None, None]
+            if self.slopes is not None:
+                slopes_N11 = scores_BNTS.new_tensor(self.slopes)[:, None, None]
                 scores_BNTS = scores_BNTS - slopes_N11 * distance_BTS[:, None]
             scores_BNTS = scores_BNTS.masked_fill(~seen_BTS[:, None], -torch.inf)
             pieces.append(_weighted(scores_BNTS.softmax(-1), v_BKSH, q_BNTH.dtype))
@@ -262,20 +262,49 @@ class Attention(nn.Module):
         What is the same for all keys of a query changes nothing: distances are counted from the
         position `pos_B` of the first query, so that one row serves them all.
         """
-        assert self.slopes_N is not None
-        slopes_N11 = self.slopes_N.to(dtype)[:, None, None]
+        assert self.slopes is not None
+        slopes_N11 = torch.tensor(self.slopes, dtype=dtype, device=pos_BS.device)[:, None, None]
         bias_BN1S = slopes_N11 * (pos_BS - pos_B[:, None])[:, None, None, :]
         return torch.where(seen_BTS[:, None], bias_BN1S, -torch.inf)
 
-    def flops_per_token(self, context_len: int) -> int:
-        """Forward operations per token, averaged over a causal window of context_len."""
-        matrices = sum(
+    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
+        """Matrices, and scores and values for every key that is computed with."""
+        matrices = 2 * sum(
             layer.weight.numel() for layer in (self.query, self.key, self.value, self.output)
         )
-        seen = min(self.window + self.sinks, context_len) if self.window else context_len
-        # the first tokens of a context see fewer: half as many on average
-        keys = seen - seen * seen / (2 * context_len)
-        return 2 * matrices + int(4 * keys) * self.num_heads * self.head_dim
+        per_key = 4 * self.num_heads * self.head_dim
+        seen = context_len
+        if self.window is not None:
+            seen = min(self.window + self.sinks, context_len)
+        # keys and values, and of every key its segment and its position
+        key_bytes = 2 * value_bytes * self.num_kv_heads * self.head_dim + 2 * 8
+        scores = per_key * self._computed_keys(context_len) // context_len
+        # a fused backward pass makes the scores again: five products instead of four
+        again = 0 if self._slides(context_len) else scores // 2
+        return Cost(
+            flops_per_token=matrices + scores,
+            training_flops=3 * (matrices + scores) + again,
+            decode_flops=matrices + per_key * seen,
+            state_bytes=key_bytes * seen,
+        )
+
+    def _slides(self, num_tokens: int) -> bool:
+        """Whether a context is longer than the window."""
+        return self.window is not None and num_tokens > self.window
+
+    def _computed_keys(self, num_tokens: int) -> int:
+        """Pairs of query and key over a context, with those that a block computes and masks."""
+        if self.slopes is None and not self._slides(num_tokens):
+            return num_tokens * (num_tokens + 1) // 2
+        pairs = 0
+        for start in range(0, num_tokens, QUERIES_AT_ONCE):
+            stop = min(start + QUERIES_AT_ONCE, num_tokens)
+            keys = stop
+            if self.window is not None:
+                near = max(0, start - self.window + 1)
+                keys = stop - near + min(near, self.sinks)
+            pairs += (stop - start) * keys
+        return pairs
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         B, T, _ = x_BTD.shape

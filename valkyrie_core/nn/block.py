@@ -16,7 +16,7 @@ from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
-from valkyrie_core.nn.state import Ctx
+from valkyrie_core.nn.state import Cost, Ctx
 
 Norm = Literal["layer_norm", "rms_norm"]
 
@@ -95,6 +95,13 @@ class Block(nn.Module):
         y_BTD, ffn_state, ctx = self.ffn(self.ffn_norm(x_BTD), state[1], ctx)
         return x_BTD + y_BTD, (mixer_state, ffn_state), ctx
 
+    def costs(self, context_len: int, value_bytes: int = 4) -> tuple[Cost, Cost]:
+        """What its token mixer and its channel mixer cost."""
+        return (
+            self.mixer.cost(context_len, value_bytes),
+            self.ffn.cost(context_len, value_bytes),
+        )
+
 
 class Stack(nn.Module):
     """Blocks one after the other."""
@@ -140,8 +147,8 @@ class Stack(nn.Module):
         flops: dict[str, int] = {}
         for layer, types in zip(self.layers, self.mixer_types, strict=True):
             assert isinstance(layer, Block)
-            for mixer, kind in zip((layer.mixer, layer.ffn), types, strict=True):
-                flops[kind] = flops.get(kind, 0) + mixer.flops_per_token(context_len)
+            for cost, kind in zip(layer.costs(context_len), types, strict=True):
+                flops[kind] = flops.get(kind, 0) + cost.flops_per_token
         return flops
 
 

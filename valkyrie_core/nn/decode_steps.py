@@ -274,7 +274,7 @@ class AttentionStep(_Native):
                 turn_scale=scale,
                 window=mixer.window or 0,
                 sinks=mixer.sinks,
-                slopes=None if mixer.slopes_N is None else pack.vector(mixer.slopes_N.float()),
+                slopes=None if mixer.slopes is None else pack.vector(torch.tensor(mixer.slopes)),
             )
         )
         self._shape = (K, 1, H)

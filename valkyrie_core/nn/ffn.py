@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from valkyrie_core.config import Config
 from valkyrie_core.kernels.gated import silu_times
-from valkyrie_core.nn.state import Ctx
+from valkyrie_core.nn.state import Cost, Ctx
 
 
 class SwiGLUConfig(Config):
@@ -48,6 +48,7 @@ class SwiGLU(nn.Module):
         """Acts on every position by itself."""
         return self.down(silu_times(self.gate(x_BTD), self.up(x_BTD))), state, ctx
 
-    def flops_per_token(self, context_len: int) -> int:
-        """Forward operations per token."""
-        return 2 * 3 * self.up.weight.numel()
+    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
+        """Three matrices; every token alike."""
+        flops = 2 * 3 * self.up.weight.numel()
+        return Cost(flops, 3 * flops, flops, 0)

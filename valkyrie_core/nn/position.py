@@ -82,12 +82,14 @@ def rotation(position: PositionConfig, head_dim: int, dtype: torch.dtype) -> Rot
     return Rotation(stretched_C, 0.1 * math.log(position.factor) + 1)
 
 
-def slopes(position: PositionConfig, num_heads: int) -> Tensor | None:
-    """[N] 2^(-8 h / N) for h = 1 ... N; None where distance is no penalty."""
+def slopes(position: PositionConfig, num_heads: int) -> tuple[float, ...] | None:
+    """2^(-8 h / N) for the heads h = 1 ... N; None where distance is no penalty.
+
+    Numbers and no tensor: they are there on whatever device a model is built, `meta` included.
+    """
     if not isinstance(position, AlibiConfig):
         return None
-    head_N = torch.arange(1, num_heads + 1, dtype=torch.float64)
-    return 2.0 ** (-8 * head_N / num_heads)
+    return tuple(2.0 ** (-8 * head / num_heads) for head in range(1, num_heads + 1))
 
 
 def rope_angles(pos_BT: Tensor, rotation: Rotation) -> Angles:

@@ -20,7 +20,7 @@ from valkyrie_core.config import Config
 from valkyrie_core.kernels.relu_squared import relu_squared
 from valkyrie_core.kernels.time_mix import Rows, Vectors, time_mix
 from valkyrie_core.nn.layers import Role
-from valkyrie_core.nn.state import Ctx, shift
+from valkyrie_core.nn.state import Cost, Ctx, shift
 
 
 class RWKV7Config(Config):
@@ -173,11 +173,20 @@ class RWKV7(nn.Module):
         z_BTD, wkv_BNHH = time_mix(rows, vectors, wkv_BNHH, ctx.doc_BT)
         return self.output(z_BTD), TimeMixState(last_BD, wkv_BNHH), ctx
 
-    def flops_per_token(self, context_len: int) -> int:
-        """Forward operations per token: matrices, low-rank maps and the recurrence."""
+    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
+        """Matrices, low-rank maps and the recurrence: every token alike, whatever was read."""
         matrices = sum(p.numel() for p in self.parameters() if p.dim() == 2) - self.r_k.numel()
+        elements = self.num_heads * self.head_dim**2
         # per state element: decay 1, S a 2, rank-1 updates 4, S r 2
-        return 2 * matrices + 9 * self.num_heads * self.head_dim**2
+        flops = 2 * matrices + 9 * elements
+        wkv_bytes = max(value_bytes, 4) * elements
+        return Cost(
+            flops_per_token=flops,
+            # the backward pass makes the states again, from one that was kept every 32 tokens
+            training_flops=3 * flops + 9 * elements,
+            decode_flops=flops,
+            state_bytes=value_bytes * self.num_heads * self.head_dim + wkv_bytes,
+        )
 
     @staticmethod
     def _restarts(ctx: Ctx) -> Tensor:
@@ -217,6 +226,7 @@ class ChannelMix(nn.Module):
         (mixed_BTD,), last_BD = shift(x_BTD, state, ctx, (self.x_k,))
         return self.value(relu_squared(self.key(mixed_BTD))), last_BD, ctx
 
-    def flops_per_token(self, context_len: int) -> int:
-        """Forward operations per token."""
-        return 2 * (self.key.weight.numel() + self.value.weight.numel())
+    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
+        """Two matrices; every token alike."""
+        flops = 2 * (self.key.weight.numel() + self.value.weight.numel())
+        return Cost(flops, 3 * flops, flops, value_bytes * self.x_k.numel())

@@ -55,6 +55,19 @@ class Ctx(NamedTuple):
     """Auxiliary losses so far, already weighted."""
 
 
+class Cost(NamedTuple):
+    """What a mixer costs, by formula: matrix products and recurrences, nothing elementwise."""
+
+    flops_per_token: int
+    """Forward operations per token, averaged over a causal context from its beginning."""
+    training_flops: int
+    """Forward and backward operations per token; what the backward pass makes again counts."""
+    decode_flops: int
+    """Forward operations of the context's last token, all others read before."""
+    state_bytes: int
+    """What is remembered of one sequence after the context."""
+
+
 class Mixer(Protocol):
     """A token or channel mixer: x [B, T, D] in, y [B, T, D] out, values all through."""
 
@@ -66,8 +79,8 @@ class Mixer(Protocol):
         """Mixes one window of tokens."""
         ...
 
-    def flops_per_token(self, context_len: int) -> int:
-        """Forward floating-point operations per token at this context length."""
+    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
+        """What a context of so many tokens costs, where activations take so many bytes each."""
         ...
 
 

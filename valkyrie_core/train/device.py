@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from valkyrie_core.errors import MissingError
-from valkyrie_core.plan.machine import Precision, supports_bf16
+from valkyrie_core.machine.hardware import Precision, supports_bf16
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:

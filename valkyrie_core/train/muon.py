@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from valkyrie_core.plan.machine import supports_bf16
+from valkyrie_core.machine.hardware import supports_bf16
 
 
 class Muon(torch.optim.Muon):

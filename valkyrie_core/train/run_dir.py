@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from valkyrie_core.errors import MissingError, ResourceError, RunInUseError
-from valkyrie_core.plan.machine import environment
+from valkyrie_core.machine.hardware import environment
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.checkpoint import list_checkpoints
 from valkyrie_core.train.schedule import Extension

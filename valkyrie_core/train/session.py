@@ -14,8 +14,8 @@ import torch
 from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.data.tokenizer import Tokenizer, load_tokenizer
 from valkyrie_core.errors import CheckpointError, MissingError, ResourceError, StoppedError
+from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
-from valkyrie_core.plan.machine import Precision
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.allocator import keep_memory
 from valkyrie_core.train.checkpoint import step_directory

@@ -21,9 +21,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from valkyrie_core.data.batch import Batch
 from valkyrie_core.errors import DivergedError, ResourceError
+from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import IGNORED, HybridLM
 from valkyrie_core.nn.state import LMState
-from valkyrie_core.plan.machine import Precision
 from valkyrie_core.train import carry
 from valkyrie_core.train.checkpoint import Checkpoint
 from valkyrie_core.train.config import SupervisedConfig

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from valkyrie_core import kernels
-from valkyrie_core.plan import doctor, machine
+from valkyrie_core.machine import doctor, hardware
 
 
 @pytest.fixture(autouse=True)
 def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "MATMUL_SIZES", (64,))
+    monkeypatch.setattr(hardware, "MATMUL_SIZES", (64,))
 
 
 def examine(tmp_path: Path, **changes: object) -> dict[str, doctor.Check]:
@@ -95,7 +95,7 @@ def test_looking_makes_no_folder(tmp_path: Path) -> None:
 
 
 def test_no_bf16_no_pip_and_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu("old", ("avx2",)))
+    monkeypatch.setattr(hardware, "cpu", lambda: hardware.Cpu("old", ("avx2",)))
     assert doctor.check_bf16("cpu").status == "warn"
     monkeypatch.setattr(doctor, "usable_cpus", lambda: 0)
     assert doctor.check_threads().fix == "export OMP_NUM_THREADS=0"
@@ -105,7 +105,7 @@ def test_no_bf16_no_pip_and_too_many_threads(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_extra_says_what_it_is_missing_for(monkeypatch: pytest.MonkeyPatch) -> None:
     extras = {"x": {"numpy": "counting", "no_such_module_here": "flying"}}
-    monkeypatch.setattr(machine, "EXTRAS", extras)
+    monkeypatch.setattr(hardware, "EXTRAS", extras)
     (check,) = doctor.check_extras()
     assert "numpy" in check.detail
     assert "no_such_module_here (for flying)" in check.detail

@@ -15,7 +15,7 @@ import torch
 
 from valkyrie_core.config import Config
 from valkyrie_core.errors import ValkyrieError
-from valkyrie_core.plan import machine
+from valkyrie_core.machine import hardware
 
 Status = Literal["ok", "warn", "fail"]
 PYTHON_FLOOR = (3, 11)
@@ -118,7 +118,7 @@ def check_torch(version: str | None = None) -> Check:
 def check_threads() -> Check:
     """How many threads torch computes with, beside the processors it may use."""
     threads, usable = torch.get_num_threads(), usable_cpus()
-    detail = f"{threads} threads on {usable} usable processors ({machine.cpu().model})"
+    detail = f"{threads} threads on {usable} usable processors ({hardware.cpu().model})"
     if threads > usable:
         return Check(
             status="warn", what="threads", detail=detail, fix=f"export OMP_NUM_THREADS={usable}"
@@ -135,13 +135,13 @@ def usable_cpus() -> int:
 
 def check_devices() -> Check:
     """Accelerators; a CPU alone is enough for the small recipes."""
-    found = [f"{one['device']} ({one['model']})" for one in machine.devices()]
+    found = [f"{one['device']} ({one['model']})" for one in hardware.devices()]
     return Check(status="ok", what="devices", detail=", ".join(found))
 
 
 def check_bf16(device: str) -> Check:
     """Whether training will use bf16 by itself."""
-    if machine.supports_bf16(device):
+    if hardware.supports_bf16(device):
         return Check(status="ok", what="bf16", detail=f"{device} multiplies bf16 in hardware")
     return Check(
         status="warn",
@@ -172,10 +172,10 @@ def check_kernels(kernels: object) -> Check:
 def check_peaks(cache_dir: Path, *, device: str, refresh: bool) -> list[Check]:
     """The measured matmul rates, which MFU is relative to."""
     checks = []
-    for precision in machine.DTYPES:
-        if precision == "bf16" and not machine.supports_bf16(device):
+    for precision in hardware.DTYPES:
+        if precision == "bf16" and not hardware.supports_bf16(device):
             continue
-        peak = machine.matmul_peak(precision, cache_dir=cache_dir, device=device, refresh=refresh)
+        peak = hardware.matmul_peak(precision, cache_dir=cache_dir, device=device, refresh=refresh)
         detail = (
             f"{peak.flops_per_second / 1e9:,.0f} GFLOP/s in {precision} on {device} "
             f"(best at {peak.size} x {peak.size})"
@@ -248,10 +248,10 @@ def check_pip() -> Check:
 def check_extras() -> list[Check]:
     """One line per extra: what is there, and what is missing for what."""
     checks = []
-    for extra, versions in machine.extras().items():
+    for extra, versions in hardware.extras().items():
         there = [f"{module} {version}" for module, version in versions.items() if version]
         missing = [
-            f"{module} (for {machine.EXTRAS[extra][module]})"
+            f"{module} (for {hardware.EXTRAS[extra][module]})"
             for module, version in versions.items()
             if not version
         ]

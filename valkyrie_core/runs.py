@@ -371,10 +371,13 @@ def generate(
 def precision_of(weights: Weights, model: HybridLM) -> Literal["fp32", "bf16"]:
     """What matrix products over a prompt are computed in: fp32 weights in fp32, others in bf16
     where the device has it."""
+    import torch
+
     from valkyrie_core.machine.hardware import supports_bf16
 
+    narrow = weights != "fp32" or model.matrices == torch.bfloat16
     device = model.embedding.weight.device
-    return "bf16" if weights != "fp32" and supports_bf16(device.type) else "fp32"
+    return "bf16" if narrow and supports_bf16(device.type) else "fp32"
 
 
 def _sampling_report(config: SamplingConfig, max_tokens: int) -> Sampling:

@@ -17,6 +17,7 @@ from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
 from valkyrie_core.nn.state import Cost, Ctx
+from valkyrie_core.nn.storage_type import call, store
 
 Norm = Literal["layer_norm", "rms_norm"]
 
@@ -60,9 +61,9 @@ class StackConfig(Config):
         """The name of every layer's block, first layer first."""
         return self.pattern * self.repeat
 
-    def build(self, dim: int, norm: Norm) -> Stack:
-        """The module this section describes."""
-        return Stack(dim, self, norm)
+    def build(self, dim: int, norm: Norm, matrices: torch.dtype = torch.float32) -> Stack:
+        """The module this section describes, its matrices stored in that type."""
+        return Stack(dim, self, norm, matrices)
 
 
 class Block(nn.Module):
@@ -106,15 +107,19 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks one after the other."""
 
-    def __init__(self, dim: int, config: StackConfig, norm: Norm) -> None:
+    def __init__(
+        self, dim: int, config: StackConfig, norm: Norm, matrices: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.recomputes = False
         """Whether the backward pass computes each layer again instead of keeping its inside."""
         names = config.layers
-        self.layers = nn.ModuleList(
-            Block(dim, config.blocks[name], norm, layer_idx=i, num_layers=len(names))
-            for i, name in enumerate(names)
-        )
+        self.layers = nn.ModuleList()
+        for i, name in enumerate(names):
+            block = Block(dim, config.blocks[name], norm, layer_idx=i, num_layers=len(names))
+            # before the next one is made: two models in fp32 may not fit
+            store(block, matrices)
+            self.layers.append(block)
         self.mixer_types = [
             (config.blocks[name].mixer.type, config.blocks[name].ffn.type) for name in names
         ]
@@ -135,10 +140,10 @@ class Stack(nn.Module):
         for layer, layer_state in zip(self.layers, state, strict=True):
             if recomputes:
                 x_BTD, layer_state, ctx = checkpoint(
-                    layer, x_BTD, layer_state, ctx, use_reentrant=False
+                    call, layer, x_BTD, layer_state, ctx, use_reentrant=False
                 )
             else:
-                x_BTD, layer_state, ctx = layer(x_BTD, layer_state, ctx)
+                x_BTD, layer_state, ctx = call(layer, x_BTD, layer_state, ctx)
             states.append(layer_state)
         return x_BTD, tuple(states), ctx
 

@@ -25,7 +25,8 @@ from valkyrie_core.kernels.guard import expect
 from valkyrie_core.nn.block import Block, Stack
 from valkyrie_core.nn.decode_steps import EmbeddingStep, HeadStep, Step, fused
 from valkyrie_core.nn.model import HybridLM
-from valkyrie_core.nn.state import Ctx, LMState, Mixer
+from valkyrie_core.nn.state import Ctx, LMState
+from valkyrie_core.nn.storage_type import call
 from valkyrie_core.nn.weights import Precision, Weights, rounded
 
 log = logging.getLogger("valkyrie")
@@ -37,14 +38,14 @@ _announced: set[str] = set()
 class ModuleStep:
     """A sub-layer without a native step: the modules themselves, for one token."""
 
-    def __init__(self, norm: nn.Module, mixer: Mixer, precision: Precision) -> None:
+    def __init__(self, norm: nn.Module, mixer: nn.Module, precision: Precision) -> None:
         self.norm, self.mixer, self.precision = norm, mixer, precision
 
     def __call__(self, x_BD: Tensor, state: Any, ctx: Ctx, queue: Queue) -> tuple[Tensor, Any, Ctx]:
         """See `Step`."""
         queue.run()
         with _autocast(x_BD.device, self.precision):
-            y_BTD, state, ctx = self.mixer(self.norm(x_BD[:, None]), state, ctx)
+            y_BTD, state, ctx = call(self.mixer, self.norm(x_BD[:, None]), state, ctx)
         return x_BD + y_BTD[:, 0], state, ctx
 
 
@@ -70,14 +71,17 @@ class Decoder:
             weights: the format of matrices; see `nn/weights.py`. fp32: exactly what was trained.
             precision: of the matrix products over windows; bf16 runs them under autocast.
         """
-        self.weights, self.precision = weights, precision
+        # matrices that are stored in bf16 are bf16 as trained: fp32 would be the same values
+        narrow = weights == "fp32" and model.matrices == torch.bfloat16
+        self.weights: Weights = "bf16" if narrow else weights
+        self.precision = precision
         self._given = model
         self._parameters = list(model.parameters())
         # what was made in inference mode counts no changes, and can't be trained
         self._counting = [p for p in self._parameters if not p.is_inference()]
         self._changes = self._count_changes()
         self._places = [parameter.data_ptr() for parameter in self._parameters]
-        self.model = rounded(model, weights, precision)
+        self.model = rounded(model, self.weights, precision)
         self._steps: _Steps | None = None
         self._packed = False
 
@@ -151,8 +155,8 @@ class Decoder:
     def _pack(self) -> _Steps | None:
         """The steps of all layers; None where the model as a whole has to run."""
         core, own = self._given.core, self.model.core
-        weight = self._given.embedding.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        norm = next(self._given.head_norm.parameters())
+        if norm.device.type != "cpu" or norm.dtype != torch.float32:
             return None
         if not isinstance(core, Stack) or not isinstance(own, Stack):
             return None

@@ -65,7 +65,9 @@ def fused(norm: nn.Module, mixer: nn.Module, weights: Weights, arena: Arena) -> 
 def _is_plain(*modules: nn.Module) -> bool:
     """Whether all parameters are what native code reads."""
     parameters = [p for module in modules for p in module.parameters()]
-    return all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+    return all(
+        p.dtype in (torch.float32, torch.bfloat16) and p.device.type == "cpu" for p in parameters
+    )
 
 
 class _Weights:
@@ -84,7 +86,7 @@ class _Weights:
 
     def vector(self, x: Tensor) -> int:
         """A copy, padded with zeros to whole groups."""
-        flat = x.detach().flatten()
+        flat = x.detach().float().flatten()
         copied = F.pad(flat, (0, -flat.numel() % kernel.GROUP)).clone()
         self._kept.append(copied)
         return copied.data_ptr()
@@ -314,7 +316,7 @@ class EmbeddingStep:
     def __init__(self, model: HybridLM) -> None:
         self._call = kernel.layers_library().embed
         self._pack = _Weights("fp32", Arena())
-        self._table_VD = model.embedding.weight.detach().contiguous()
+        self._table_VD = _plain(model.embedding.weight.detach())
         V, D = self._table_VD.shape
         self._structure = kernel.Embedding(
             D, V, self._pack.norm(model.embedding_norm), self._table_VD.data_ptr()

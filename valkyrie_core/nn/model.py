@@ -30,6 +30,7 @@ from valkyrie_core.nn.block import Norm, StackConfig, build_norm
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.nn.state import NO_DOCUMENT, Ctx, LMState, enter
+from valkyrie_core.nn.storage_type import store, widened
 
 LOGITS_AT_ONCE = 1 << 22
 """Logits of a chunk of the loss: 16 MiB in fp32, whatever the vocabulary."""
@@ -91,6 +92,10 @@ class Head(nn.Linear):
 
     roles: ClassVar[dict[str, Role]] = {"weight": "head"}
 
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Logits."""
+        return F.linear(x_BTD, widened(self.weight, x_BTD.dtype))
+
 
 class HybridLM(nn.Module):
     """A causal language model over blocks of any mixers.
@@ -101,7 +106,11 @@ class HybridLM(nn.Module):
 
     _enter = staticmethod(enter)
 
-    def __init__(self, config: HybridLMConfig) -> None:
+    def __init__(self, config: HybridLMConfig, matrices: torch.dtype = torch.float32) -> None:
+        """
+        Args:
+            matrices: the type that matrices are stored in; see `nn/storage_type.py`.
+        """
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set; a recipe takes it from its tokenizer")
@@ -109,7 +118,7 @@ class HybridLM(nn.Module):
         V, D = config.vocab_size, config.dim
         self.embedding = nn.Embedding(V, D)
         self.embedding_norm = build_norm(config.norm, D)
-        self.core = config.core.build(D, config.norm)
+        self.core = config.core.build(D, config.norm, matrices)
         self.head_norm = build_norm(config.norm, D)
         nn.init.uniform_(self.embedding.weight, -1e-4, 1e-4)
         self.head = Head(D, V, bias=False)
@@ -117,10 +126,33 @@ class HybridLM(nn.Module):
             # the norm after the embedding makes its scale free, so the head's scale is right
             self.head.weight = self.embedding.weight
         nn.init.orthogonal_(self.head.weight, gain=0.5 * math.sqrt(max(1.0, V / D)))
+        store(self, matrices)
+
+    @classmethod
+    def unfilled(
+        cls,
+        config: HybridLMConfig,
+        device: torch.device | str = "cpu",
+        matrices: torch.dtype = torch.float32,
+    ) -> HybridLM:
+        """A model whose weights are still to be read: no time is spent on drawing any."""
+        with torch.device("meta"):
+            model = cls(config, matrices)
+        model.to_empty(device=device)
+        if config.head == "tied":
+            # moving has made two of the one
+            model.head.weight = model.embedding.weight
+        return model
+
+    @property
+    def matrices(self) -> torch.dtype:
+        """The type that matrices are stored in."""
+        return self.embedding.weight.dtype
 
     def init_state(self, batch_size: int) -> LMState:
         """The state before any token, on the model's device."""
-        weight = self.embedding.weight
+        # of what the residual stream is made of, however matrices are stored
+        weight = next(self.head_norm.parameters())
         counter = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         layers = self.core.init_state(batch_size, device=weight.device, dtype=weight.dtype)
         return LMState(layers, counter + NO_DOCUMENT, counter, counter)
@@ -195,7 +227,8 @@ class HybridLM(nn.Module):
         self, tokens_BT: Tensor, state: LMState, doc_BT: Tensor | None
     ) -> tuple[Tensor, LMState, Ctx]:
         ctx, moved = self._enter(state, tokens_BT, doc_BT)
-        x_BTD = self.embedding_norm(self.embedding(tokens_BT))
+        x_BTD = self.embedding(tokens_BT).to(next(self.head_norm.parameters()).dtype)
+        x_BTD = self.embedding_norm(x_BTD)
         x_BTD, layers, ctx = self.core(x_BTD, state.layers, ctx)
         return self.head_norm(x_BTD), moved._replace(layers=layers), ctx
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
+import torch
 from torch import nn
 
 from valkyrie_core.kernels import decode as kernel
@@ -34,9 +35,10 @@ def rounded(model: HybridLM, weights: Weights, precision: Precision = "fp32") ->
 
     Args:
         precision: how it is going to run. For bf16 autocast its matrices are stored in bf16 (which
-            rounds those of int8 once more, as autocast would at every use).
+            rounds those of int8 once more, as autocast would at every use); so are they where the
+            given ones are.
     """
-    if weights == "fp32":
+    if weights == "fp32" or (weights == "bf16" and model.matrices == torch.bfloat16):
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     new = copy.deepcopy(model, dict(shared))
@@ -53,7 +55,7 @@ def rounded(model: HybridLM, weights: Weights, precision: Precision = "fp32") ->
             if role == "low_rank"
             else kernel.rounded(given, weights)
         )
-        if precision == "bf16":
+        if precision == "bf16" or given.dtype == torch.bfloat16:
             values = values.bfloat16()
         setattr(module, leaf, nn.Parameter(values.contiguous(), requires_grad=False))
     return new.eval()

@@ -17,14 +17,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from valkyrie_core.errors import CheckpointError, ResourceError
@@ -51,15 +50,37 @@ class Checkpoint(NamedTuple):
     step: int
     meta: dict[str, Any]
 
-    def model_tensors(self) -> dict[str, Tensor]:
+    def model_tensors(self) -> StoredTensors:
         """The weights, by name."""
-        tensors: dict[str, Tensor] = load_file(self.path / MODEL)
-        return tensors
+        return StoredTensors(self.path / MODEL)
 
-    def training_tensors(self) -> dict[str, Tensor]:
+    def training_tensors(self) -> StoredTensors:
         """Optimizer state and random number generators, by name."""
-        tensors: dict[str, Tensor] = load_file(self.path / TRAINING)
-        return tensors
+        return StoredTensors(self.path / TRAINING)
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file; each is read when it is asked for.
+
+    A second copy of everything may not fit beside the model. Read, not mapped: mapped pages count
+    as the process's own until something else needs the memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt", backend="pread")
+        self._names = list(self._file.keys())  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Search(NamedTuple):
@@ -170,12 +191,9 @@ def _publish(temporary: Path, final: Path, storage: Storage) -> None:
 
 def _compare(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise OSError where the file does not hold exactly these tensors, bit for bit."""
-    # one tensor at a time: a second copy of everything may not fit beside the model
-    with safe_open(path, framework="pt") as stored:
-        same = set(stored.keys()) == tensors.keys() and all(
-            _equal(stored.get_tensor(name), tensor) for name, tensor in tensors.items()
-        )
-    if not same:
+    stored = StoredTensors(path)
+    same = stored.keys() == tensors.keys()
+    if not same or not all(_equal(stored[name], tensor) for name, tensor in tensors.items()):
         raise OSError(errno.EIO, f"{path.name} reads back differently")
 
 

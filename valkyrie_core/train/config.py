@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, model_validator
 
 from valkyrie_core.config import Config, MisfitError
-from valkyrie_core.train.optim import AdamWConfig, Optimizer
+from valkyrie_core.train.optim import AdafactorConfig, AdamWConfig, Optimizer
 from valkyrie_core.train.schedule import CosineConfig, Schedule
 
 
@@ -89,6 +89,13 @@ class SupervisedConfig(Config):
     """The learning rate over the steps, as a share of each optimizer's peak."""
     clip_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
+    update: Literal["after_backward", "in_backward"] = "after_backward"
+    """in_backward: each parameter is updated as soon as its gradient is there, which is then
+    forgotten: no memory for gradients. Allows no accumulation, and clips each parameter by its own
+    norm."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrices are stored in bf16, half the memory; needs an adafactor optimizer, which
+    rounds its updates at random instead of losing them."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast where the processor computes in it, else fp32."""
     activation_checkpointing: bool = False
@@ -118,6 +125,22 @@ class SupervisedConfig(Config):
             raise ValueError(
                 f"grad_accum_steps ({self.grad_accum_steps}) must divide "
                 f"batch_size ({self.batch_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _small_memory_fits(self) -> SupervisedConfig:
+        if self.update == "in_backward" and self.grad_accum_steps != 1:
+            raise MisfitError(
+                "a gradient that is forgotten at once can't be accumulated: with update "
+                "in_backward, grad_accum_steps is 1",
+                ("grad_accum_steps",),
+            )
+        if self.weights == "bf16" and not isinstance(self.optimizer, AdafactorConfig):
+            raise MisfitError(
+                "weights in bf16 would lose the small updates of "
+                f"{self.optimizer.type}: use optimizer adafactor, or weights fp32",
+                ("weights",),
             )
         return self
 

@@ -10,6 +10,9 @@ import torch
 from valkyrie_core.errors import MissingError
 from valkyrie_core.machine.hardware import Precision, supports_bf16
 
+STORED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""The type of `train.weights`."""
+
 
 def resolve_device(name: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
     """The device a recipe asks for; auto is cuda, else mps, else cpu.

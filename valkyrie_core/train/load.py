@@ -12,7 +12,7 @@ from valkyrie_core.errors import CheckpointError, MissingError, RecipeError
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.checkpoint import Checkpoint, newest_valid, step_directory, verify
-from valkyrie_core.train.device import resolve_device
+from valkyrie_core.train.device import STORED, resolve_device
 from valkyrie_core.train.run_dir import RunDir
 from valkyrie_core.train.weights import load_model_tensors
 
@@ -71,9 +71,10 @@ def load_run(
     checkpoint = find_checkpoint(run, which)
     tokenizer = load_tokenizer(run.tokenizer_directory)
     check_tokenizer(checkpoint, tokenizer)
-    model = HybridLM(recipe.model)
+    where = resolve_device(device or recipe.device)
+    model = HybridLM.unfilled(recipe.model, where, STORED[recipe.train.weights])
     load_model_tensors(model, checkpoint.model_tensors(), str(checkpoint.path))
-    model.to(resolve_device(device or recipe.device)).eval()
+    model.eval()
     return LoadedRun(model, tokenizer, recipe, checkpoint)
 
 

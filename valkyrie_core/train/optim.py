@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from valkyrie_core.config import Config
 from valkyrie_core.errors import CheckpointError
 from valkyrie_core.nn.layers import Role, parameter_roles
+from valkyrie_core.train.adafactor import Adafactor
 from valkyrie_core.train.muon import Muon
 
 DECAY_LR_RATIO = 2.0
@@ -55,7 +56,26 @@ class MuonConfig(Config):
     """The optimizer of everything that is not a hidden matrix."""
 
 
-Optimizer = Annotated[AdamWConfig | MuonConfig, Discriminator("type")]
+class AdafactorConfig(Config):
+    """Adafactor for every parameter (arXiv 1804.04235): next to no memory of its own.
+
+    Updates are relative to the size of what they change, so the rate is a share: 0.01 moves a
+    matrix by a hundredth of its root mean square.
+    """
+
+    type: Literal["adafactor"] = "adafactor"
+    lr: float = Field(default=1e-2, gt=0)
+    """Peak learning rate; 1 / sqrt(step) where that is smaller."""
+    beta2_decay: float = Field(default=-0.8, lt=0)
+    """How fast the second moments come to remember: they forget step^beta2_decay of themselves."""
+    least_scale: float = Field(default=1e-2, gt=0)
+    """What counts as the size of a parameter that is smaller: above all of those that begin at
+    zero, as output matrices do."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, applied to matrices only."""
+
+
+Optimizer = Annotated[AdamWConfig | MuonConfig | AdafactorConfig, Discriminator("type")]
 
 
 class Group(NamedTuple):
@@ -127,6 +147,12 @@ class Optimizers:
             state = {i: by_name.pop(name) for i, name in enumerate(names) if name in by_name}
             live = optimizer.state_dict()
             optimizer.load_state_dict({"state": state, "param_groups": live["param_groups"]})
+            for name, parameter in _pairs(groups):
+                own = optimizer.state.get(parameter, {})
+                for field, value in own.items():
+                    # torch gives moments their parameter's type; those of bf16 weights are fp32
+                    if value.dtype != tensors[f"{name}/{field}"].dtype:
+                        own[field] = tensors[f"{name}/{field}"].to(value.device, copy=True)
         if by_name:
             unknown = ", ".join(sorted(by_name)[:3])
             raise CheckpointError(f"the optimizer state names unknown parameters: {unknown}")
@@ -143,6 +169,11 @@ def build_optimizers(config: Optimizer, model: nn.Module) -> Optimizers:
     roles = parameter_roles(model)
     if isinstance(config, AdamWConfig):
         return Optimizers([_adamw(config, parameters, roles)])
+    if isinstance(config, AdafactorConfig):
+        groups, live = _by_settings(config.lr, config.weight_decay, parameters, roles)
+        eps = (None, config.least_scale)
+        adafactor = Adafactor(live, lr=config.lr, beta2_decay=config.beta2_decay, eps=eps)
+        return Optimizers([(adafactor, groups)])
     matrices = {
         name: p for name, p in parameters.items() if roles[name] == "matrix" and p.ndim == 2
     }
@@ -169,11 +200,25 @@ def _muon(
 def _adamw(
     config: AdamWConfig, parameters: Mapping[str, nn.Parameter], roles: Mapping[str, Role]
 ) -> tuple[torch.optim.Optimizer, list[Group]]:
-    """AdamW over at most three groups: decayed matrices, the rest, fast decay biases."""
+    groups, live = _by_settings(config.lr, config.weight_decay, parameters, roles)
+    fused = all(p.device.type in FUSED_DEVICES for p in parameters.values())
+    optimizer = torch.optim.AdamW(
+        live, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+    )
+    return optimizer, groups
+
+
+def _by_settings(
+    peak: float,
+    decay: float,
+    parameters: Mapping[str, nn.Parameter],
+    roles: Mapping[str, Role],
+) -> tuple[list[Group], list[dict[str, Any]]]:
+    """At most three groups: decayed matrices, the rest, fast decay biases; and as torch wants."""
     settings: dict[tuple[float, float], list[str]] = {}
     for name in parameters:
-        weight_decay = config.weight_decay if roles[name] == "matrix" else 0.0
-        lr = config.lr * (DECAY_LR_RATIO if roles[name] == "decay" else 1.0)
+        weight_decay = decay if roles[name] == "matrix" else 0.0
+        lr = peak * (DECAY_LR_RATIO if roles[name] == "decay" else 1.0)
         settings.setdefault((lr, weight_decay), []).append(name)
     # the slow rate first: learning_rates() reports the first group
     groups = [
@@ -184,8 +229,4 @@ def _adamw(
         {"params": list(group.parameters), "lr": group.lr, "weight_decay": group.weight_decay}
         for group in groups
     ]
-    fused = all(p.device.type in FUSED_DEVICES for p in parameters.values())
-    optimizer = torch.optim.AdamW(
-        live, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
-    )
-    return optimizer, groups
+    return groups, live

@@ -101,7 +101,7 @@ class Saver:
     def restore(self, checkpoint: Checkpoint) -> tuple[Position, dict[str, Tensor]]:
         """Put weights, optimizer and generators back; returns the counters and what was carried."""
         load_model_tensors(self._model, checkpoint.model_tensors(), str(checkpoint.path))
-        training = checkpoint.training_tensors()
+        training = dict(checkpoint.training_tensors())
         self._optimizers.load_state_tensors(_below("optimizer/", training))
         position = Position.from_meta(checkpoint.meta["position"])
         self.saved = (position.step, position.validated)

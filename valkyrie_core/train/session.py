@@ -19,7 +19,7 @@ from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.allocator import keep_memory
 from valkyrie_core.train.checkpoint import step_directory
-from valkyrie_core.train.device import resolve_device, resolve_precision
+from valkyrie_core.train.device import STORED, resolve_device, resolve_precision
 from valkyrie_core.train.load import check_tokenizer, load_initial_weights
 from valkyrie_core.train.progress import StepEvent, Validation
 from valkyrie_core.train.run_dir import RunDir
@@ -206,7 +206,7 @@ def _trainer(
         "torch": str(torch.__version__),
     }
     seed_everything(recipe.seed)
-    model = HybridLM(recipe.model).to(device)
+    model = HybridLM(recipe.model, STORED[recipe.train.weights]).to(device)
     trainer = Trainer(
         recipe.train,
         model=model,

@@ -28,6 +28,7 @@ from valkyrie_core.train import carry
 from valkyrie_core.train.checkpoint import Checkpoint
 from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.device import autocast
+from valkyrie_core.train.in_backward import StepInBackward
 from valkyrie_core.train.journal import Journal
 from valkyrie_core.train.optim import build_optimizers
 from valkyrie_core.train.progress import Meter, Position, StepEvent, Validation
@@ -105,6 +106,11 @@ class Trainer:
         self._eval_every = config.eval_every or max(1, config.steps // 10)
         self._save_every = config.save_every or self._eval_every
         model.core.recomputes = config.activation_checkpointing
+        self._in_backward: StepInBackward | None = None
+        if config.update == "in_backward":
+            self._in_backward = StepInBackward(
+                model, self.optimizers, config.clip_grad_norm, self._diverged_in_backward
+            )
         self._loss = model.loss
         if config.compile is not None:
             log.info("the model is compiled: its first step takes up to a minute")
@@ -160,7 +166,10 @@ class Trainer:
         self.journal.draw()
 
     def _train_step(self) -> None:
-        """One optimizer step, or none at all: a stop or a NaN leaves everything as it was."""
+        """One optimizer step, or none at all: a stop or a NaN leaves everything as it was.
+
+        Updates inside the backward pass are the exception: a NaN there ends the run.
+        """
         started = time.perf_counter()
         step = self.at.step
         rng = RngState.capture()
@@ -169,6 +178,8 @@ class Trainer:
             self._announce(stage)
         batch = self.tools.batch(step)
         num_scored = int((batch.targets_BT != IGNORED).sum())
+        scale = self.plan.scale(step)
+        self.optimizers.set_lr_scale(scale)
         loss = 0.0
         states = []
         try:
@@ -178,24 +189,29 @@ class Trainer:
                 share, after = self._backward(micro, num_scored, before)
                 loss += share
                 states.append(after)
-            grad_norm = self._finite_grad_norm(loss)
+            grad_norm = self._update(loss)
         except BaseException:
             self.optimizers.zero_grad()
             rng.restore()
             raise
-        clip_grads_with_norm_(self.model.parameters(), self.config.clip_grad_norm, grad_norm)
-        scale = self.plan.scale(step)
-        self.optimizers.set_lr_scale(scale)
-        self.optimizers.step()
-        self.optimizers.zero_grad()
         num_tokens = batch.tokens_BT.numel()
         seconds = time.perf_counter() - started
         goes_on = self.config.state_passing and stage == stage_at(step + 1, self._stages)
         self._states = tuple(states) if goes_on else None
-        self.at.advance(loss, num_scored, num_tokens, float(grad_norm), scale, seconds)
+        self.at.advance(loss, num_scored, num_tokens, grad_norm, scale, seconds)
         flops = 3 * num_tokens * sum(self.model.flops_per_token(stage.context_len).values())
         self.meter.add(num_tokens, flops, seconds)
         self._report()
+
+    def _update(self, loss: float) -> float:
+        """Use the gradients, unless the backward pass has; returns their global norm."""
+        if self._in_backward is not None:
+            return self._in_backward.take_norm()
+        norm = self._finite_grad_norm(loss)
+        clip_grads_with_norm_(self.model.parameters(), self.config.clip_grad_norm, norm)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        return float(norm)
 
     def _announce(self, stage: Stage) -> None:
         again = "; the carried states start anew" if self.config.state_passing else ""
@@ -248,10 +264,17 @@ class Trainer:
             where = "the gradients are finite, but their norm is not"
         raise self._diverged(f"the loss of the next step is {loss:.4g} and {where}")
 
-    def _diverged(self, what: str) -> DivergedError:
+    def _diverged_in_backward(self, name: str) -> DivergedError:
+        return self._diverged(
+            f"the gradient of {name} is not finite",
+            "the backward pass had updated others before it; what was trained since the last "
+            "checkpoint is lost",
+        )
+
+    def _diverged(self, what: str, then: str = "nothing was updated with it") -> DivergedError:
         saved = self.saver.saved[0] if self.saver.saved else 0
         return DivergedError(
-            f"training diverged after step {self.at.step}: {what}; nothing was updated with it, "
+            f"training diverged after step {self.at.step}: {what}; {then}, "
             f"and the checkpoint of step {saved} is intact",
             hint="try a lower rate, --set train.optimizer.lr=..., under a new name, --set name=...",
         )

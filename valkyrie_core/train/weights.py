@@ -31,19 +31,21 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: 
     problems = [f"lacks {name}" for name in sorted(missing)]
     problems += [f"has {name}, which this model lacks" for name in sorted(unknown)]
     for name in sorted(own.keys() & tensors.keys()):
-        theirs, ours = tensors[name], own[name]
-        if theirs.shape != ours.shape:
-            problems.append(
-                f"has {name} of shape {list(theirs.shape)}, the model's is {list(ours.shape)}"
-            )
-        elif theirs.dtype != ours.dtype:
-            problems.append(f"has {name} as {theirs.dtype}, the model's is {ours.dtype}")
+        problems += _differences(name, tensors[name], own[name])
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{source} does not fit: it {'; it '.join(problems[:3])}{more}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def _differences(name: str, theirs: Tensor, ours: Tensor) -> list[str]:
+    if theirs.shape != ours.shape:
+        return [f"has {name} of shape {list(theirs.shape)}, the model's is {list(ours.shape)}"]
+    if theirs.dtype != ours.dtype:
+        return [f"has {name} as {theirs.dtype}, the model's is {ours.dtype}"]
+    return []
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -67,6 +67,18 @@ class StatePassingConfig(Config):
     """Tokens that a row reads in order; a multiple of every context length."""
 
 
+class FitConfig(Config):
+    """Where the machine is too small: trains in less memory and with fewer tokens per step.
+
+    In this order, as far as it takes: activation checkpointing; smaller micro-batches; matrices in
+    bf16 with an adafactor that updates inside the backward pass; shorter contexts. What is changed
+    is said, kept in the run's recipe, and stays when the run goes on elsewhere.
+    """
+
+    step_seconds: float = Field(default=180, gt=0)
+    """A step that would take longer is made of fewer tokens."""
+
+
 class SupervisedConfig(Config):
     """Next-token training on the packed corpora."""
 
@@ -100,6 +112,8 @@ class SupervisedConfig(Config):
     """auto: bf16 autocast where the processor computes in it, else fp32."""
     activation_checkpointing: bool = False
     """Keep only the layers' inputs and compute the rest again: less memory, slower, same bits."""
+    fit: FitConfig | None = None
+    """Makes the training smaller where it does not fit; left out, it is as it is written."""
     compile: CompileConfig | None = None
     """Compile the model; left out, it runs eagerly."""
     log_every: int = Field(default=10, ge=1)

@@ -1,0 +1,112 @@
+"""A training that is too large is made smaller, in a fixed order, and says what it changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from valkyrie_core import Recipe
+from valkyrie_core.errors import ResourceError
+from valkyrie_core.train.config import SupervisedConfig
+from valkyrie_core.train.fitting import FITTED, StepCost, as_fitted, fit, tokens_per_step
+
+
+def training(**changes: Any) -> SupervisedConfig:
+    settings = {
+        "steps": 10,
+        "batch_size": 8,
+        "grad_accum_steps": 2,
+        "context_len": 1024,
+        "optimizer": {"type": "muon"},
+        "fit": {"step_seconds": 100},
+    }
+    return SupervisedConfig.model_validate(settings | changes)
+
+
+def memory_of(train: SupervisedConfig) -> int:
+    """A model of 1000 weights whose activations are a byte per token."""
+    weights = 2 if train.weights == "bf16" else 4
+    gradients = 0 if train.update == "in_backward" else weights
+    moments = {"muon": 4, "adamw": 8, "adafactor": 0}[train.optimizer.type]
+    tokens = tokens_per_step(train) // train.grad_accum_steps
+    kept = tokens // 4 if train.activation_checkpointing else tokens
+    return 1000 * (weights + gradients + moments) + kept
+
+
+def cost(train: SupervisedConfig) -> StepCost:
+    return StepCost(memory_of(train), tokens_per_step(train) / 100)
+
+
+def test_what_fits_stays_as_it_is_written() -> None:
+    train = training()
+    assert fit(train, cost, 20_000) == (train, cost(train), ())
+
+
+@pytest.mark.parametrize(
+    ("memory", "changed"),
+    [
+        (13_500, {"activation_checkpointing"}),
+        (12_300, {"activation_checkpointing", "grad_accum_steps"}),
+        (2_300, {"weights", "optimizer", "update", "batch_size", "context_len"}),
+        (2_020, {"weights", "optimizer", "update", "batch_size", "context_len"}),
+    ],
+)
+def test_the_least_change_comes_first(memory: int, changed: set[str]) -> None:
+    fitted = fit(training(), cost, memory)
+    assert fitted.cost.peak_bytes <= memory
+    assert fitted.cost == cost(fitted.train)
+    keys = {change.key for change in fitted.changes} - {"eval_tokens", "save_every"}
+    if memory > 3000:
+        assert keys == changed
+    else:
+        assert changed - {"context_len"} <= keys
+        assert fitted.train.grad_accum_steps == 1
+
+
+def test_slow_steps_have_fewer_tokens() -> None:
+    fitted = fit(training(fit={"step_seconds": 11}), cost, 20_000)
+    assert tokens_per_step(fitted.train) == 1024
+    assert {change.key for change in fitted.changes} >= {"batch_size"}
+    assert fitted.train.optimizer == training().optimizer, "it fits: nothing else changes"
+    longer = fit(training(fit={"step_seconds": 3}), cost, 20_000)
+    assert (longer.train.batch_size, longer.train.context_len) == (1, 256)
+
+
+def test_slow_steps_are_saved_and_validated_at_their_pace() -> None:
+    fitted = fit(training(save_every=500, eval_tokens=10**6), cost, 2_300)
+    assert fitted.train.save_every == max(1, int(1800 / fitted.cost.seconds))
+    assert fitted.train.eval_tokens == max(256, tokens_per_step(fitted.train))
+
+
+def test_what_can_not_fit_is_an_error() -> None:
+    with pytest.raises(ResourceError, match=r"does not fit: in the least memory") as caught:
+        fit(training(), cost, 1_000)
+    assert caught.value.exit_code == 7
+
+
+def test_changes_tell_before_and_after() -> None:
+    fitted = fit(training(), cost, 13_500)
+    assert fitted.changes[0] == ("activation_checkpointing", False, True)
+
+
+def test_a_run_goes_on_as_it_was_begun() -> None:
+    written = training()
+    fitted = fit(written, cost, 2_300).train
+    assert as_fitted(fitted, written) == fitted
+    # what `fit` never changes still comes from the recipe that is given
+    assert as_fitted(fitted, training(log_every=3)).log_every == 3
+    plain = training(fit=None)
+    assert as_fitted(fitted, plain) == plain
+
+
+def test_only_listed_keys_change() -> None:
+    written = training(context_schedule=[{"from_fraction": 0.5, "context_len": 2048}])
+    fitted = fit(written, cost, 2_050).train
+    before, after = written.model_dump(), fitted.model_dump()
+    assert {key for key in before if before[key] != after[key]} <= set(FITTED)
+
+
+def test_the_recipes_at_3b_name_it() -> None:
+    for name in ("3b_hybrid", "3b_transformer"):
+        assert Recipe.load(name).train.fit is not None

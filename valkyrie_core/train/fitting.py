@@ -1,0 +1,161 @@
+"""A training that does not fit the machine as it is written, made smaller step by step.
+
+Only what costs memory or time changes: how weights are stored and updated, and how many tokens a
+step has. The model stays what it is. What changes changes what is learned, so a recipe has to name
+`train.fit` for it, and everything that was changed is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from valkyrie_core.errors import ResourceError
+from valkyrie_core.train.config import SupervisedConfig
+
+FITTED = (
+    "activation_checkpointing",
+    "grad_accum_steps",
+    "batch_size",
+    "weights",
+    "optimizer",
+    "update",
+    "context_len",
+    "context_schedule",
+    "eval_tokens",
+    "save_every",
+)
+"""Keys of `train` that may change."""
+SHORTEST_CONTEXT = 64
+SECONDS_BETWEEN_SAVES = 1800
+"""A slow training is saved at least so often."""
+
+
+class StepCost(NamedTuple):
+    """What one optimizer step takes."""
+
+    peak_bytes: int
+    """Of the whole process."""
+    seconds: float
+
+
+class Change(NamedTuple):
+    """One key that is not as it was written."""
+
+    key: str
+    before: Any
+    after: Any
+
+
+class Fitted(NamedTuple):
+    """A training that fits."""
+
+    train: SupervisedConfig
+    cost: StepCost
+    changes: tuple[Change, ...]
+    """None where it fits as it is written."""
+
+
+def fit(
+    train: SupervisedConfig, cost: Callable[[SupervisedConfig], StepCost], memory_bytes: int
+) -> Fitted:
+    """The first of ever smaller trainings that fits into memory and into `fit.step_seconds`.
+
+    Raises:
+        ResourceError: the smallest one does not fit either.
+    """
+    assert train.fit is not None
+    found = train
+    taken = cost(found)
+    smaller = _in_less_memory(train)
+    while taken.peak_bytes > memory_bytes:
+        following = next(smaller, None)
+        if following is None:
+            raise ResourceError(
+                f"the model does not fit: in the least memory a step takes "
+                f"{taken.peak_bytes / 2**30:.1f} GiB, and {memory_bytes / 2**30:.1f} are there",
+                hint="take a smaller model.dim, fewer layers or a smaller vocabulary",
+            )
+        found = following
+        taken = cost(found)
+    while taken.seconds > train.fit.step_seconds:
+        shorter = _fewer_tokens(found)
+        if shorter is None:
+            break
+        found = shorter
+        taken = cost(found)
+    if found != train:
+        found = _at_its_pace(found, taken.seconds)
+    changes = (Change(key, getattr(train, key), getattr(found, key)) for key in FITTED)
+    return Fitted(
+        found, taken, tuple(change for change in changes if change.before != change.after)
+    )
+
+
+def as_fitted(stored: SupervisedConfig, given: SupervisedConfig) -> SupervisedConfig:
+    """What a run goes on with: a fitted training stays as it was begun, wherever it goes on."""
+    if given.fit is None or stored.fit is None:
+        return given
+    return _changed(given, **{key: getattr(stored, key) for key in FITTED})
+
+
+def tokens_per_step(train: SupervisedConfig) -> int:
+    """Tokens of one optimizer step."""
+    return train.batch_size * train.context_len
+
+
+def _in_less_memory(train: SupervisedConfig) -> Iterator[SupervisedConfig]:
+    """Ever smaller in memory: what changes the least of what is learned comes first."""
+    yield (train := _changed(train, activation_checkpointing=True))
+    if train.update == "after_backward" and train.grad_accum_steps < train.batch_size:
+        yield (train := _changed(train, grad_accum_steps=train.batch_size))
+    # no gradient is kept, so that nothing can be accumulated: a step is one micro-batch
+    yield (
+        train := _changed(
+            train,
+            weights="bf16",
+            optimizer={"type": "adafactor"},
+            update="in_backward",
+            batch_size=1,
+            grad_accum_steps=1,
+            context_schedule=(),
+        )
+    )
+    while (shorter := _fewer_tokens(train)) is not None:
+        yield (train := shorter)
+
+
+def _fewer_tokens(train: SupervisedConfig) -> SupervisedConfig | None:
+    """Half as many tokens per step: fewer sequences first, then shorter ones."""
+    if train.context_schedule:
+        # its stages are made of the tokens of a step
+        train = _changed(train, context_schedule=())
+    if train.batch_size % 2 == 0:
+        half = train.batch_size // 2
+        accumulation = train.grad_accum_steps
+        while half % accumulation:
+            accumulation -= 1
+        return _changed(train, batch_size=half, grad_accum_steps=accumulation)
+    if train.context_len % 2 or train.context_len // 2 < SHORTEST_CONTEXT:
+        return None
+    return _changed(train, context_len=train.context_len // 2)
+
+
+def _at_its_pace(train: SupervisedConfig, step_seconds: float) -> SupervisedConfig:
+    """Validations and checkpoints that go with slow steps."""
+    changes: dict[str, Any] = {
+        "eval_tokens": min(train.eval_tokens, max(256, tokens_per_step(train)))
+    }
+    often = max(1, int(SECONDS_BETWEEN_SAVES / step_seconds))
+    if train.save_every is None or train.save_every > often:
+        changes["save_every"] = often
+    return _changed(train, **changes)
+
+
+def _changed(train: SupervisedConfig, **changes: Any) -> SupervisedConfig:
+    """Validated as a whole: keys depend on each other."""
+    plain = {
+        key: value.model_dump() if hasattr(value, "model_dump") else value
+        for key, value in changes.items()
+    }
+    return SupervisedConfig.model_validate(train.model_dump() | plain)

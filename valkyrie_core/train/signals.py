@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+log = logging.getLogger("valkyrie")
 
 HARD_EXIT_CODE = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -80,3 +83,5 @@ class StopSignal:
         self.received = signal.Signals(number).name
         if self._immediate:
             raise StopRequestedError(self.received)
+        # a step of a large model takes minutes
+        log.warning("%s: saving as soon as the step is done; once more ends at once", self.received)

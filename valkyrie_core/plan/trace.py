@@ -23,7 +23,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.attention import AttentionConfig
+from valkyrie_core.nn import kv_cache
+from valkyrie_core.nn.attention import Attention, AttentionConfig
+from valkyrie_core.nn.kv_cache import TRIMMED_AT_ONCE
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState
 from valkyrie_core.plan.workspace import workspace
@@ -158,6 +160,16 @@ class Training:
         """The weights, and the optimizer's state, as a checkpoint names them."""
         return model_tensors(self.model), self._optimizers.state_tensors()
 
+    def carried_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the states that go on to the next step, at most."""
+        if self.recipe.train.state_passing is None:
+            return {}
+        stage = stages(self.recipe.train)[-1]
+        with self._inside():
+            count = stage.batch_size // stage.micro_size
+            state = self._read(self._carried(stage), stage.context_len)
+            return carry.to_tensors([state] * count)
+
     def largest_step(self, *, recomputes: bool | None = None) -> StepMemory:
         """The step that takes the most, over all stages of the recipe.
 
@@ -211,11 +223,31 @@ class Training:
         its last chunk, as if no document ended in it."""
         state = self.model.init_state(stage.micro_size)
         passing = self.recipe.train.state_passing
-        past = 0 if passing is None else passing.span - stage.context_len
-        if past:
-            tokens_BT = torch.zeros(stage.micro_size, past, dtype=torch.int64)
-            with torch.no_grad(), autocast(self.precision, CPU):
-                _, state = self.model.token_losses(tokens_BT, tokens_BT, state, tokens_BT)
+        if passing is None or passing.span == stage.context_len:
+            return state
+        return self._cut(self._read(state, passing.span - stage.context_len))
+
+    def _cut(self, state: LMState) -> LMState:
+        """The past was read at once; windowed layers keep of it what chunk by chunk would leave."""
+        layers = []
+        for block, (mixer_state, ffn_state) in zip(
+            self.model.core.layers, state.layers, strict=True
+        ):
+            mixer = getattr(block, "mixer", None)
+            if isinstance(mixer, Attention) and mixer.window is not None:
+                most = mixer.window + mixer.sinks + TRIMMED_AT_ONCE - 1
+                parts = (
+                    part.narrow(dim, 0, min(most, mixer_state.length)).clone()
+                    for _, part, dim in kv_cache.growing(mixer_state)
+                )
+                mixer_state = kv_cache.restored(*parts)
+            layers.append((mixer_state, ffn_state))
+        return state._replace(layers=tuple(layers))
+
+    def _read(self, state: LMState, num_tokens: int) -> LMState:
+        tokens_BT = torch.zeros(len(state.pos_B), num_tokens, dtype=torch.int64)
+        with torch.no_grad(), autocast(self.precision, CPU):
+            _, state = self.model.token_losses(tokens_BT, tokens_BT, state, tokens_BT)
         return carry.carried(state)
 
     @contextmanager

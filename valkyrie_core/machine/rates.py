@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from valkyrie_core.machine.hardware import processor_key, synchronize
 from valkyrie_core.machine.measured import measured
@@ -26,7 +27,7 @@ def memory_bandwidth(*, cache_dir: Path | None = None, device: str = "cpu") -> f
 
 
 def operation_seconds(*, cache_dir: Path | None = None, device: str = "cpu") -> float:
-    """Seconds that an operation takes which has next to nothing to compute, gradient included."""
+    """Seconds that an operation takes which has next to nothing to compute."""
     key = "|".join((processor_key(device), device, "operation"))
     return _kept(key, lambda: measure_operation(device=device), cache_dir)
 
@@ -51,19 +52,16 @@ def measure_bandwidth(*, device: str = "cpu", repeats: int = 5) -> float:
     return best
 
 
-def measure_operation(*, device: str = "cpu", count: int = 500, repeats: int = 5) -> float:
-    """Times chains of tiny additions, forward and backward, and keeps the best per operation."""
-    step = torch.ones(4, device=device, requires_grad=True)
+def measure_operation(*, device: str = "cpu", count: int = 300, repeats: int = 5) -> float:
+    """Times a chain of tiny linear layers, forward and backward; keeps the best per operation."""
+    layers = nn.Sequential(*(nn.Linear(4, 4, bias=False, device=device) for _ in range(count)))
+    x = torch.ones(1, 4, device=device, requires_grad=True)
     best = float("inf")
     for _ in range(repeats):
-        synchronize(step.device)
+        synchronize(x.device)
         began = time.perf_counter()
-        x = step
-        for _ in range(count):
-            x = x * step
-        torch.autograd.backward(x.sum())
-        step.grad = None
-        synchronize(step.device)
-        # of each product: itself, two more backward, and the sum of their gradients
+        torch.autograd.backward(layers(x).sum())
+        synchronize(x.device)
+        # of each layer one product forward, two backward, and a sum of gradients
         best = min(best, (time.perf_counter() - began) / (4 * count))
     return best

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
@@ -45,6 +45,18 @@ FORMULAS = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
 }
+
+
+_ALL = {
+    **flop_registry,
+    **{packet: shape_wrapper(f) for packet, f in FORMULAS.items()},  # type: ignore[no-untyped-call]
+}
+
+
+def operation_flops(operator: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """What one call of an operator computes in matrix products and recurrences."""
+    formula = _ALL.get(operator.overloadpacket)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
 
 
 def count_step(model: HybridLM, tokens_BT: Tensor, precision: Precision) -> int:

@@ -35,14 +35,22 @@ class Disk(NamedTuple):
 
 def checkpoint_size(training: Training) -> Disk:
     """The checkpoints of a training."""
-    weights, optimizer = training.tensors()
-    rng = RngState.capture()
-    saved = {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
-    saved |= {f"rng/{name}": tensor for name, tensor in rng.tensors.items()}
-    meta = json.dumps({"position": Position().to_meta(), "rng": rng.meta})
-    size = file_size(weights) + file_size(saved) + len(meta) + BINDING_BYTES
+    meta = json.dumps({"position": Position().to_meta(), "rng": RngState.capture().meta})
     carried = sum(x.numel() * x.element_size() for x in training.carried_tensors().values())
+    size = sum(_tensor_files(training)) + len(meta) + BINDING_BYTES
     return Disk(size, carried, training.recipe.train.keep_last + 2)
+
+
+def largest_file(training: Training) -> int:
+    """Bytes of the larger one of a checkpoint's two files of tensors."""
+    return max(_tensor_files(training))
+
+
+def _tensor_files(training: Training) -> tuple[int, int]:
+    weights, optimizer = training.tensors()
+    saved = {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
+    saved |= {f"rng/{name}": tensor for name, tensor in RngState.capture().tensors.items()}
+    return file_size(weights), file_size(saved)
 
 
 def file_size(tensors: Mapping[str, Tensor]) -> int:

@@ -10,7 +10,7 @@ Shapes: B batch, T time.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn import kv_cache
@@ -28,6 +27,7 @@ from valkyrie_core.nn.attention import Attention, AttentionConfig
 from valkyrie_core.nn.kv_cache import TRIMMED_AT_ONCE
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState
+from valkyrie_core.plan.counter import operation_flops
 from valkyrie_core.plan.workspace import workspace
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train import carry
@@ -38,6 +38,15 @@ from valkyrie_core.train.stages import Stage, stages
 from valkyrie_core.train.weights import model_tensors
 
 CPU = torch.device("cpu")
+
+
+class Work(NamedTuple):
+    """What one operation does."""
+
+    flops: int
+    """In matrix products and recurrences."""
+    moved: int
+    """Bytes that it reads and writes."""
 
 
 class Ledger(TorchDispatchMode):
@@ -55,10 +64,8 @@ class Ledger(TorchDispatchMode):
         """Bytes alive."""
         self.peak = 0
         """The most bytes that were alive at one time, what operations hold inside included."""
-        self.num_operations = 0
-        """Operations that compute something; views do not."""
-        self.traffic = 0
-        """Bytes that these operations read and write."""
+        self.work: list[Work] = []
+        """Of every operation that computes something; views do not."""
         self._num_found = num_found
         self._sizes: dict[int, int] = {}
 
@@ -81,14 +88,14 @@ class Ledger(TorchDispatchMode):
             self._see(tensor)
         if not func.is_view:
             taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            self.num_operations += 1
-            self.traffic += sum(x.numel() * x.element_size() for x in taken + given)
+            moved = sum(x.numel() * x.element_size() for x in taken + given)
+            self.work.append(Work(operation_flops(func, args, kwargs, out), moved))
         self.peak = max(self.peak, self.now + workspace(func, args))
         return out
 
     def restart(self) -> None:
-        """The peak, operations and traffic count from here on."""
-        self.peak, self.num_operations, self.traffic = self.now, 0, 0
+        """The peak and the work count from here on."""
+        self.peak, self.work = self.now, []
 
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -116,10 +123,8 @@ class StepMemory(NamedTuple):
     """What one micro-batch's forward pass leaves for its backward pass."""
     peak: int
     """The most that tensors take at one time, all of the above included."""
-    operations: int
-    """Operations of the step that compute something."""
-    traffic: int
-    """Bytes that they read and write, as if nothing stayed in a cache of the processor."""
+    work: tuple[Work, ...]
+    """Of every operation of the step, in order."""
 
 
 class Training:
@@ -147,11 +152,11 @@ class Training:
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             gradients = self._ledger.now - weights
-            with FlopCounterMode(display=False) as counter:
-                self._optimizers.step()
+            self._ledger.restart()
+            self._optimizers.step()
             self._optimizers.zero_grad()
-        self.update_flops: int = counter.get_total_flops()
-        """Floating-point operations in matrix products of one update (Muon has them)."""
+        self.update_flops = sum(work.flops for work in self._ledger.work)
+        """Floating-point operations of one update in matrix products (Muon has them)."""
         self.weights = weights
         self.gradients = gradients
         self.optimizer = self._ledger.now - weights
@@ -205,8 +210,7 @@ class Training:
                 optimizer=self.optimizer,
                 activations=activations,
                 peak=self._ledger.peak,
-                operations=self._ledger.num_operations,
-                traffic=self._ledger.traffic,
+                work=tuple(self._ledger.work),
             )
 
     def _backward(self, micro: Tensor, state: LMState) -> tuple[int, LMState]:
@@ -258,7 +262,3 @@ class Training:
                 yield
         finally:
             rng.restore()
-
-
-Trace = Callable[[Recipe], StepMemory]
-"""How the memory of a recipe's largest step is found."""

@@ -50,7 +50,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "nn": BASE | {"kernels"},
     "data": BASE,
     "machine": BASE,
-    "plan": BASE | {"machine", "nn", "data", "train", "recipe", "report"},
+    "plan": BASE | {"machine", "kernels", "nn", "data", "train", "recipe", "report"},
     "train": BASE | {"nn", "data", "recipe", "report", "machine"},
     "infer": BASE | {"nn", "data", "report"},
     "evaluate": BASE | {"nn", "data", "report", "infer", "machine"},

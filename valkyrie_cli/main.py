@@ -20,6 +20,7 @@ from valkyrie_cli.commands import (
     doctor,
     evaluate,
     generate,
+    plan,
     read,
     recipe,
     runs,
@@ -96,6 +97,7 @@ def _root(
 ) -> None: ...
 
 
+app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)

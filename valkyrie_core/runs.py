@@ -31,6 +31,7 @@ from valkyrie_core.report import (
     GenerateReport,
     KVFormat,
     LongContextReport,
+    PlanReport,
     ReadReport,
     RecurrentFormat,
     Sampling,
@@ -65,6 +66,7 @@ __all__ = [
     "list_runs",
     "load",
     "open_chat",
+    "plan",
     "read",
     "sampling",
     "show_run",
@@ -144,6 +146,27 @@ def train(
         progress=progress,
         resume_command=resume_command or f"valkyrie train {recipe.name} --resume",
     )
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    memory: str | int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> PlanReport:
+    """What a recipe costs, before anything is built: parameters, FLOPs, bytes, seconds.
+
+    Args:
+        memory: what training may take, in bytes or as "24GiB"; left out, what is free here.
+        progress: told what is being looked at.
+
+    Raises:
+        UsageError: `memory` is no amount of memory.
+        MissingError: the recipe's device is not there.
+    """
+    from valkyrie_core.runs_plan import plan_recipe
+
+    return plan_recipe(recipe, memory=memory, progress=progress)
 
 
 def evaluate(

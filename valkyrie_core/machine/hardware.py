@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import os
 import platform
 import re
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +19,7 @@ import numpy
 import torch
 
 import valkyrie_core
+from valkyrie_core.machine.measured import measured
 
 log = logging.getLogger("valkyrie")
 
@@ -183,19 +181,15 @@ def matmul_peak(
     processor, threads, torch version, device and precision. A cache that can't be read or
     written costs a measurement, never an error.
     """
-    path = cache_dir / "machine.json" if cache_dir is not None else None
-    entries = _read_cache(path)
-    key = _cache_key(precision, device)
-    known = entries.get(key)
-    if known is not None and not refresh:
-        return MatmulPeak(known["flops_per_second"], known["size"], precision, device)
-    peak = measure_matmul(precision, device=device)
-    if path is not None:
-        # another process may have added an entry while this one measured
-        entries = _read_cache(path)
-        entries[key] = {"flops_per_second": peak.flops_per_second, "size": peak.size}
-        _write_cache(path, entries)
-    return peak
+
+    def measure() -> dict[str, float]:
+        peak = measure_matmul(precision, device=device)
+        return {"flops_per_second": peak.flops_per_second, "size": peak.size}
+
+    key = "|".join((processor_key(device), device, precision))
+    names = ("flops_per_second", "size")
+    found = measured(key, names, measure, cache_dir=cache_dir, refresh=refresh)
+    return MatmulPeak(found["flops_per_second"], int(found["size"]), precision, device)
 
 
 def measure_matmul(
@@ -227,60 +221,25 @@ def measure_matmul(
 
 def _time_matmul(operand: torch.Tensor) -> float:
     """Seconds for one product, waiting for the device."""
-    _synchronize(operand.device)
+    synchronize(operand.device)
     began = time.perf_counter()
     with torch.inference_mode():
         operand @ operand
-    _synchronize(operand.device)
+    synchronize(operand.device)
     return max(time.perf_counter() - began, 1e-9)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _cache_key(precision: Precision, device: str) -> str:
+def processor_key(device: str = "cpu") -> str:
+    """What a measured rate depends on: processor, threads, torch version."""
     model = cpu().model
     if torch.device(device).type == "cuda":
         model = torch.cuda.get_device_name(torch.device(device))
-    return "|".join(
-        (model, f"{torch.get_num_threads()} threads", str(torch.__version__), device, precision)
-    )
-
-
-def _read_cache(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The valid entries of the cache file; none if it is missing or damaged."""
-    if path is None or not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        log.warning("measuring again: %s can't be read (%s)", path, error)
-        return {}
-    if not isinstance(content, Mapping):
-        log.warning("measuring again: %s does not hold a JSON object", path)
-        return {}
-    return {key: entry for key, entry in content.items() if _is_valid_entry(entry)}
-
-
-def _is_valid_entry(entry: object) -> bool:
-    if not isinstance(entry, Mapping):
-        return False
-    rate, size = entry.get("flops_per_second"), entry.get("size")
-    return isinstance(rate, int | float) and 0 < rate < 1e20 and isinstance(size, int)
-
-
-def _write_cache(path: Path, entries: dict[str, dict[str, Any]]) -> None:
-    """Replaces the file in one move, so that no reader sees half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False
-        ) as handle:
-            json.dump(entries, handle, indent=1, sort_keys=True)
-        Path(handle.name).replace(path)
-    except OSError as error:
-        log.warning("the measured matmul peak is not kept: %s", error)
+    return "|".join((model, f"{torch.get_num_threads()} threads", str(torch.__version__)))

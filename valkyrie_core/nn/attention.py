@@ -213,7 +213,7 @@ class Attention(nn.Module):
         if slides:
             # without padding no key is further away in the cache than in its document; how many
             # sinks there are is a value, of which a compiled graph knows nothing
-            slides = not bool((cache.segment_BS[:, : cache.length] == PADDING).any())
+            slides = bool((cache.segment_BS[:, : cache.length] != PADDING).all())
         pieces = []
         for start in range(0, q_BNTH.shape[2], QUERIES_AT_ONCE):
             piece = slice(start, start + QUERIES_AT_ONCE)

@@ -117,10 +117,12 @@ def restored(k_BKSH: Tensor, v_BKSH: Tensor, segment_BS: Tensor, pos_BS: Tensor)
 
 def forget(state: KVState, segment_B: Tensor) -> KVState:
     """The cache without keys of documents that ended, so far as they come first in every row."""
+    if state.length == 0:
+        return state
     own_BS = state.segment_BS[:, : state.length] == segment_B[:, None]
     # a row that has no key of its document needs none
     first_B = torch.where(own_BS.any(dim=1), own_BS.byte().argmax(dim=1), state.length)
-    first = int(first_B.min()) if state.length else 0
+    first = int(first_B.min())
     if first == 0:
         return state
     return restored(

@@ -26,6 +26,7 @@ from valkyrie_core.report.long_context import (
     RecallScore,
 )
 from valkyrie_core.report.machine import Check, DoctorReport
+from valkyrie_core.report.plan import PlanReport
 from valkyrie_core.report.tokenizers import (
     TokenizerBuildReport,
     TokenizerEvalReport,
@@ -49,6 +50,7 @@ __all__ = [
     "LongContextReport",
     "LongReading",
     "Part",
+    "PlanReport",
     "PositionScore",
     "ReadReport",
     "RecallScore",

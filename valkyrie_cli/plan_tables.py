@@ -1,0 +1,177 @@
+"""The tables of `valkyrie plan`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from valkyrie_cli.render import human_count, human_seconds, make_table, safe_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from valkyrie_core.report import PlanReport
+    from valkyrie_core.report.plan import DeviceEstimate
+
+
+def human_bytes(size: float | None) -> str:
+    """Bytes in powers of 1024: 512 B, 1.5 KiB, 3.42 GiB."""
+    if size is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+        # four digits before the next unit
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def draw_plan(report: PlanReport, console: Console) -> None:
+    """A few tables, what is exact before what is estimated."""
+    console.print(
+        f"{safe_line(report.recipe)}: {report.layers} layers, "
+        f"{report.parameters.total:,} parameters, {report.steps:,} steps of "
+        f"{report.tokens_per_step:,} tokens, {report.precision}"
+    )
+    _draw_parts(report, console)
+    _draw_memory(report, console)
+    _draw_lengths(report, console)
+    _draw_seconds(report, console)
+    _draw_fit(report, console)
+
+
+def _draw_parts(report: PlanReport, console: Console) -> None:
+    table = make_table(
+        *("part", "parameters", "training FLOPs", "share", "decoding FLOPs"),
+        title=f"Per token, at a context of {report.flops_per_token.context_len:,}",
+        right=["parameters", "training FLOPs", "share", "decoding FLOPs"],
+    )
+    flops = report.flops_per_token
+    for part, count in report.parameters.by_part.items():
+        of_part = flops.by_mixer.get(part)
+        if of_part is None:
+            table.add_row(part, f"{count:,}", "", "", "")
+            continue
+        share = f"{of_part.train / flops.train:.1%}"
+        train, decode = (human_count(float(n)) for n in (of_part.train, of_part.decode))
+        table.add_row(part, f"{count:,}" if count else "tied", train, share, decode)
+    total = [human_count(float(n)) for n in (flops.train, flops.decode)]
+    table.add_row("all", f"{report.parameters.total:,}", total[0], "", total[1], style="bold")
+    if flops.recomputed:
+        again = human_count(float(flops.recomputed))
+        table.add_row("recomputed besides", "", again, f"{flops.recomputed / flops.train:.1%}", "")
+    console.print(table)
+
+
+def _draw_memory(report: PlanReport, console: Console) -> None:
+    size = report.bytes
+    table = make_table("memory of training", "bytes", "", right=["bytes"])
+    rows = [
+        ("weights", size.weights, ""),
+        ("gradients", size.gradients, ""),
+        ("optimizer", size.optimizer, ""),
+        (
+            "activations",
+            size.activations.recipe,
+            f"{human_bytes(size.activations.kept)} kept, "
+            f"{human_bytes(size.activations.recomputed)} with activation checkpointing",
+        ),
+        ("peak of all tensors", size.peak, "within one step, temporaries included"),
+        ("Python and libraries", size.held, "measured here: a training of next to nothing"),
+        ("peak of the process", size.process_peak, "predicted"),
+        ("a checkpoint on the disk", size.checkpoint, ""),
+        ("checkpoints at one time", size.checkpoints, "newest, best, one being written"),
+    ]
+    for name, value, note in rows:
+        table.add_row(name, human_bytes(value), note)
+    console.print(table)
+
+
+def _draw_lengths(report: PlanReport, console: Console) -> None:
+    table = make_table(
+        *("context", "KV cache", "recurrent state", "decoding FLOPs", "all attention"),
+        title="One sequence, one more token (fp32)",
+        right=["context", "KV cache", "recurrent state", "decoding FLOPs", "all attention"],
+    )
+    for state, flops in zip(
+        report.bytes.states, report.flops_per_token.decode_by_length, strict=True
+    ):
+        table.add_row(
+            f"{state.tokens:,}",
+            human_bytes(state.kv_cache),
+            human_bytes(state.recurrent),
+            human_count(float(flops.flops)),
+            human_count(float(flops.attention)),
+        )
+    console.print(table)
+    crossover = report.crossover
+    console.print(f"All attention: {crossover.twin}.")
+    if crossover.flops is not None or crossover.bytes is not None:
+        console.print(
+            f"Cheaper to decode than that: by FLOPs {_since(crossover.flops)}, by bytes read "
+            f"{_since(crossover.bytes)}."
+        )
+    console.print()
+
+
+def _since(tokens: int | None) -> str:
+    if tokens is None:
+        return "never"
+    return "from the first token on" if tokens == 1 else f"from {tokens:,} tokens on"
+
+
+def _draw_seconds(report: PlanReport, console: Console) -> None:
+    columns = ("device", "step at peak", "step", "recipe", "decode at most", "needs", "fits")
+    table = make_table(*columns, title="Time, estimated", right=columns[1:6])
+    for one in report.seconds:
+        table.add_row(
+            safe_line(one.name) + ("" if one.published else " (here)"),
+            _short(one.step_at_peak),
+            _short(one.step),
+            human_seconds(one.recipe),
+            f"{human_count(one.decode_tokens_per_second)} tok/s",
+            human_bytes(one.needed),
+            _fits(one),
+        )
+    console.print(table)
+    here, *others = report.seconds
+    console.print(f"Here: {here.basis} ({report.threads} threads, {here.precision}).")
+    if others:
+        console.print(f"By name: {others[0].basis}; bf16.")
+    console.print()
+
+
+def _short(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else human_seconds(seconds)
+
+
+def _fits(one: DeviceEstimate) -> str:
+    if one.fits is None:
+        return "?"
+    return "yes" if one.fits else f"no, of {human_bytes(one.memory)}"
+
+
+def _draw_fit(report: PlanReport, console: Console) -> None:
+    fit = report.fit
+    if fit is None:
+        return
+    of = "asked for" if fit.source == "asked" else "free on this machine"
+    budget = f"{human_bytes(fit.budget)} {of}"
+    if fit.best is None:
+        least = min(fit.tried, key=lambda one: one.process_peak)
+        console.print(
+            f"Nothing fits {budget}: the least, {_settings(least.changes)}, is predicted to take "
+            f"{human_bytes(least.process_peak)}, {human_bytes(fit.short_by)} too much. A smaller "
+            "train.context_len or model needs less.",
+        )
+        return
+    peak = human_bytes(fit.best.process_peak)
+    if not fit.best.changes:
+        console.print(f"It fits {budget} as it is: {peak} at the peak.")
+        return
+    first = human_bytes(fit.tried[0].process_peak)
+    console.print(f"As it is ({first}) it does not fit {budget}. The cheapest change that does:")
+    console.print(f"  {_settings(fit.best.changes)}    {peak} at the peak")
+
+
+def _settings(changes: list[str]) -> str:
+    return " ".join(f"--set {change}" for change in changes) or "the recipe as it is"

@@ -1,0 +1,72 @@
+"""Floating-point operations of training and decoding, by type of mixer, from the mixers' formulas.
+
+What is counted: matrix products and recurrences, the two operations of a multiplication and an
+addition each; nothing elementwise. `plan/counter.py` counts the same by running a step.
+"""
+
+from __future__ import annotations
+
+from valkyrie_core.nn.block import Block
+from valkyrie_core.nn.kv_cache import KVState
+from valkyrie_core.nn.model import HybridLM
+
+HEAD = "head"
+
+
+def training_flops(model: HybridLM, context_len: int) -> dict[str, int]:
+    """Forward and backward per token, as computed, by type of mixer; the head comes last.
+
+    What activation checkpointing computes again is not in it: see `recomputed_flops`.
+    """
+    found: dict[str, int] = {}
+    for layer, kinds in zip(model.core.layers, model.core.mixer_types, strict=True):
+        assert isinstance(layer, Block)
+        for cost, kind in zip(layer.costs(context_len), kinds, strict=True):
+            found[kind] = found.get(kind, 0) + cost.training_flops
+    # the logits, and the gradients of the inputs and of the weights
+    found[HEAD] = 3 * 2 * model.head.weight.numel()
+    return found
+
+
+def recomputed_flops(model: HybridLM, context_len: int) -> int:
+    """Per token, what activation checkpointing adds: every layer's forward pass once more."""
+    return sum(model.core.flops_per_token(context_len).values())
+
+
+def decoding_flops(model: HybridLM, context_len: int) -> dict[str, int]:
+    """The last token of a context, all others read before, by type of mixer; the head last."""
+    found: dict[str, int] = {}
+    for layer, kinds in zip(model.core.layers, model.core.mixer_types, strict=True):
+        assert isinstance(layer, Block)
+        for cost, kind in zip(layer.costs(context_len), kinds, strict=True):
+            found[kind] = found.get(kind, 0) + cost.decode_flops
+    found[HEAD] = 2 * model.head.weight.numel()
+    return found
+
+
+def state_bytes(model: HybridLM, context_len: int, value_bytes: int = 4) -> tuple[int, int]:
+    """What is remembered of one sequence after a context: (KV caches, recurrent states).
+
+    Args:
+        value_bytes: of one number; a wkv matrix stays in fp32.
+    """
+    caches, recurrent = 0, 0
+    # a mixer's state tells what it is, so that no list of types has to be kept here
+    states = model.init_state(1).layers
+    for layer, layer_states in zip(model.core.layers, states, strict=True):
+        assert isinstance(layer, Block)
+        costs = layer.costs(context_len, value_bytes)
+        for cost, state in zip(costs, layer_states, strict=True):
+            if isinstance(state, KVState):
+                caches += cost.state_bytes
+            else:
+                recurrent += cost.state_bytes
+    return caches, recurrent
+
+
+def weights_read(model: HybridLM, value_bytes: int = 4) -> int:
+    """Bytes of weights that one decoded token reads: all but the embedding's other rows."""
+    count = model.num_parameters()
+    if model.head.weight is not model.embedding.weight:
+        count -= model.embedding.weight.numel() - model.embedding.embedding_dim
+    return value_bytes * count

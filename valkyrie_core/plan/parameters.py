@@ -1,0 +1,48 @@
+"""How many parameters a model has, part by part, without building their numbers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from valkyrie_core.nn.block import Block
+from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+
+
+class Parameters(NamedTuple):
+    """Counts of parameters; tied ones count once."""
+
+    total: int
+    active: int
+    """Those that a token meets; the same as all, until a mixer chooses among experts."""
+    by_part: dict[str, int]
+    """Embedding, head (0 where it is tied), norms between the mixers, then every type of mixer."""
+
+
+def weightless(config: HybridLMConfig) -> HybridLM:
+    """The model with shapes and no numbers: instant, whatever its size."""
+    with torch.device("meta"):
+        return HybridLM(config)
+
+
+def count_parameters(model: HybridLM) -> Parameters:
+    """The parameters of a model, weightless or not."""
+    tied = model.head.weight is model.embedding.weight
+    parts = {
+        "embedding": _size(model.embedding),
+        "head": 0 if tied else _size(model.head),
+        "norms": _size(model.embedding_norm) + _size(model.head_norm),
+    }
+    for layer, (mixer, ffn) in zip(model.core.layers, model.core.mixer_types, strict=True):
+        assert isinstance(layer, Block)
+        parts["norms"] += _size(layer.mixer_norm) + _size(layer.ffn_norm)
+        parts[mixer] = parts.get(mixer, 0) + _size(layer.mixer)
+        parts[ffn] = parts.get(ffn, 0) + _size(layer.ffn)
+    total = model.num_parameters()
+    return Parameters(total=total, active=total, by_part=parts)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

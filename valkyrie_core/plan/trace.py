@@ -1,0 +1,264 @@
+"""What a training step holds in memory, found by running one on tensors that have no data.
+
+The model, its optimizer and the step are the real ones; only the tensors are fake (shapes and types
+without numbers), so that every mixer is planned as it is written, without a formula of its own. A
+`Ledger` stands below them and keeps account of every storage that is alive.
+
+Shapes: B batch, T time.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn import kv_cache
+from valkyrie_core.nn.attention import Attention, AttentionConfig
+from valkyrie_core.nn.kv_cache import TRIMMED_AT_ONCE
+from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.state import LMState
+from valkyrie_core.plan.counter import operation_flops
+from valkyrie_core.plan.workspace import workspace
+from valkyrie_core.recipe import Recipe
+from valkyrie_core.train import carry
+from valkyrie_core.train.device import autocast
+from valkyrie_core.train.optim import build_optimizers
+from valkyrie_core.train.rng import RngState
+from valkyrie_core.train.stages import Stage, stages
+from valkyrie_core.train.weights import model_tensors
+
+CPU = torch.device("cpu")
+
+
+class Work(NamedTuple):
+    """What one operation does."""
+
+    flops: int
+    """In matrix products and recurrences."""
+    moved: int
+    """Bytes that it reads and writes."""
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the bytes of the storages that operations give and that are still alive.
+
+    Fake tensors have no values to ask for. A question about them ("is there no padding?") is
+    answered as an ordinary packed batch would: true, or zero; code asks so that this is the usual
+    case.
+    """
+
+    def __init__(self, num_found: int = 0) -> None:
+        """`num_found`: how many places `nonzero` finds, at most (sinks of windowed attention)."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        """Bytes alive."""
+        self.peak = 0
+        """The most bytes that were alive at one time, what operations hold inside included."""
+        self.work: list[Work] = []
+        """Of every operation that computes something; views do not."""
+        self._num_found = num_found
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Runs one operation and sees what it gives."""
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True if args[0].dtype == torch.bool else 0
+        if func is torch.ops.aten.nonzero.default:
+            found = args[0].new_empty(
+                (min(self._num_found, args[0].numel()), args[0].dim()), dtype=torch.int64
+            )
+            self._see(found)
+            return found
+        out = func(*args, **kwargs)
+        given = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        for tensor in given:
+            self._see(tensor)
+        if not func.is_view:
+            taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            moved = sum(x.numel() * x.element_size() for x in taken + given)
+            self.work.append(Work(operation_flops(func, args, kwargs, out), moved))
+        self.peak = max(self.peak, self.now + workspace(func, args))
+        return out
+
+    def restart(self) -> None:
+        """The peak and the work count from here on."""
+        self.peak, self.work = self.now, []
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        # an address is used again only once its storage is gone, and then it is not here
+        key = id(storage)
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+class StepMemory(NamedTuple):
+    """Bytes of one training step, and the work that it does."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """State of the optimizer, from the first step on."""
+    activations: int
+    """What one micro-batch's forward pass leaves for its backward pass."""
+    peak: int
+    """The most that tensors take at one time, all of the above included."""
+    work: tuple[Work, ...]
+    """Of every operation of the step, in order."""
+
+
+class Training:
+    """A training whose tensors have no data; steps of any shape can be asked for."""
+
+    def __init__(self, recipe: Recipe, precision: Precision) -> None:
+        """Builds the model and the state of its optimizer; takes seconds for billions of weights.
+
+        Args:
+            recipe: what is trained; its optimizer, stages and weights count.
+            precision: what matrix products are computed in.
+        """
+        self.recipe, self.precision = recipe, precision
+        sinks = [
+            block.mixer.sinks
+            for block in recipe.model.core.blocks.values()
+            if isinstance(block.mixer, AttentionConfig) and block.mixer.window is not None
+        ]
+        self._ledger = Ledger(max(sinks, default=0))
+        self._fake = FakeTensorMode()
+        with self._inside():
+            self.model = HybridLM(recipe.model)
+            weights = self._ledger.now
+            self._optimizers = build_optimizers(recipe.train.optimizer, self.model)
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            gradients = self._ledger.now - weights
+            self._ledger.restart()
+            self._optimizers.step()
+            self._optimizers.zero_grad()
+        self.update_flops = sum(work.flops for work in self._ledger.work)
+        """Floating-point operations of one update in matrix products (Muon has them)."""
+        self.weights = weights
+        self.gradients = gradients
+        self.optimizer = self._ledger.now - weights
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weights, and the optimizer's state, as a checkpoint names them."""
+        return model_tensors(self.model), self._optimizers.state_tensors()
+
+    def carried_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the states that go on to the next step, at most."""
+        if self.recipe.train.state_passing is None:
+            return {}
+        stage = stages(self.recipe.train)[-1]
+        with self._inside():
+            count = stage.batch_size // stage.micro_size
+            state = self._read(self._carried(stage), stage.context_len)
+            return carry.to_tensors([state] * count)
+
+    def largest_step(self, *, recomputes: bool | None = None) -> StepMemory:
+        """The step that takes the most, over all stages of the recipe.
+
+        Args:
+            recomputes: whether layers are computed again; None: as the recipe says.
+        """
+        steps = [self.step(stage, recomputes=recomputes) for stage in stages(self.recipe.train)]
+        return max(steps, key=lambda step: step.peak)
+
+    def step(self, stage: Stage, *, recomputes: bool | None = None) -> StepMemory:
+        """One whole step, as `train.trainer` does it: micro-batches, clipping, update."""
+        config = self.recipe.train
+        again = config.activation_checkpointing if recomputes is None else recomputes
+        with self._inside():
+            self.model.core.recomputes = again
+            count = stage.batch_size // stage.micro_size
+            before = [self._carried(stage) for _ in range(count)]
+            batch = torch.zeros(3, stage.batch_size, stage.context_len, dtype=torch.int64)
+            self._ledger.restart()
+            after, activations = [], 0
+            for index, state in enumerate(before):
+                rows = slice(index * stage.micro_size, (index + 1) * stage.micro_size)
+                kept, state = self._backward(batch[:, rows], state)
+                activations = max(activations, kept)
+                after.append(state)
+            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            clip_grads_with_norm_(self.model.parameters(), config.clip_grad_norm, norm)
+            self._optimizers.step()
+            self._optimizers.zero_grad()
+            return StepMemory(
+                weights=self.weights,
+                gradients=self.gradients,
+                optimizer=self.optimizer,
+                activations=activations,
+                peak=self._ledger.peak,
+                work=tuple(self._ledger.work),
+            )
+
+    def _backward(self, micro: Tensor, state: LMState) -> tuple[int, LMState]:
+        tokens_BT, targets_BT, doc_BT = micro
+        held = self._ledger.now
+        with autocast(self.precision, CPU):
+            loss, state, _ = self.model.loss(tokens_BT, targets_BT, state, doc_BT)
+        kept = self._ledger.now - held
+        torch.autograd.backward(loss * 1.0)
+        return kept, carry.carried(state)
+
+    def _carried(self, stage: Stage) -> LMState:
+        """What a micro-batch begins with: with state passing, all that a stretch has read before
+        its last chunk, as if no document ended in it."""
+        state = self.model.init_state(stage.micro_size)
+        passing = self.recipe.train.state_passing
+        if passing is None or passing.span == stage.context_len:
+            return state
+        return self._cut(self._read(state, passing.span - stage.context_len))
+
+    def _cut(self, state: LMState) -> LMState:
+        """The past was read at once; windowed layers keep of it what chunk by chunk would leave."""
+        layers = []
+        for block, (mixer_state, ffn_state) in zip(
+            self.model.core.layers, state.layers, strict=True
+        ):
+            mixer = getattr(block, "mixer", None)
+            if isinstance(mixer, Attention) and mixer.window is not None:
+                most = mixer.window + mixer.sinks + TRIMMED_AT_ONCE - 1
+                parts = (
+                    part.narrow(dim, 0, min(most, mixer_state.length)).clone()
+                    for _, part, dim in kv_cache.growing(mixer_state)
+                )
+                mixer_state = kv_cache.restored(*parts)
+            layers.append((mixer_state, ffn_state))
+        return state._replace(layers=tuple(layers))
+
+    def _read(self, state: LMState, num_tokens: int) -> LMState:
+        tokens_BT = torch.zeros(len(state.pos_B), num_tokens, dtype=torch.int64)
+        with torch.no_grad(), autocast(self.precision, CPU):
+            _, state = self.model.token_losses(tokens_BT, tokens_BT, state, tokens_BT)
+        return carry.carried(state)
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        rng = RngState.capture()
+        try:
+            with torch.enable_grad(), self._fake, self._ledger:
+                yield
+        finally:
+            rng.restore()

@@ -47,13 +47,13 @@ def test_without_clipping_it_gives_the_same_bits(
 def test_a_gradient_is_gone_before_the_next_comes(head: str, folder: Path) -> None:
     bench = Bench(folder, steps=2, update="in_backward", optimizer=ADAFACTOR, model={"head": head})
     alive = []
-    step = bench.trainer.optimizers.step
+    step = bench.trainer.optimizers.step_one
 
-    def count() -> None:
+    def count(parameter: torch.Tensor) -> None:
         alive.append(sum(p.grad is not None for p in bench.model.parameters()))
-        step()
+        step(parameter)
 
-    bench.trainer.optimizers.step = count  # type: ignore[method-assign]
+    bench.trainer.optimizers.step_one = count  # type: ignore[method-assign]
     bench.fit()
     # one update of every parameter in each of the two steps, a tied one once
     assert alive == [1] * (2 * len(list(bench.model.parameters())))
@@ -64,13 +64,14 @@ def test_the_norm_is_global_and_clipping_by_parameter(folder: Path) -> None:
     plain.fit()
     bench = Bench(folder, steps=1, optimizer=ADAFACTOR, clip_grad_norm=0.01, update="in_backward")
     norms = []
-    step = bench.trainer.optimizers.step
+    step = bench.trainer.optimizers.step_one
 
-    def note() -> None:
-        norms.extend(float(p.grad.norm()) for p in bench.model.parameters() if p.grad is not None)
-        step()
+    def note(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        norms.append(float(parameter.grad.norm()))
+        step(parameter)
 
-    bench.trainer.optimizers.step = note  # type: ignore[method-assign]
+    bench.trainer.optimizers.step_one = note  # type: ignore[method-assign]
     bench.fit()
     assert bench.trainer.at.grad_norm == pytest.approx(plain.trainer.at.grad_norm, rel=1e-4)
     assert max(norms) == pytest.approx(0.01, rel=1e-3)

@@ -31,7 +31,8 @@ from valkyrie_core.plan.counter import operation_flops
 from valkyrie_core.plan.workspace import workspace
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train import carry
-from valkyrie_core.train.device import autocast
+from valkyrie_core.train.device import STORED, autocast
+from valkyrie_core.train.in_backward import StepInBackward
 from valkyrie_core.train.optim import build_optimizers
 from valkyrie_core.train.rng import RngState
 from valkyrie_core.train.stages import Stage, stages
@@ -54,7 +55,7 @@ class Ledger(TorchDispatchMode):
 
     Fake tensors have no values to ask for. A question about them ("is there no padding?") is
     answered as an ordinary packed batch would: true, or zero; code asks so that this is the usual
-    case.
+    case. A number that is computed with is one.
     """
 
     def __init__(self, num_found: int = 0) -> None:
@@ -75,7 +76,8 @@ class Ledger(TorchDispatchMode):
         """Runs one operation and sees what it gives."""
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
-            return True if args[0].dtype == torch.bool else 0
+            # numbers that are computed with are one: a norm, a count of steps
+            return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 0)
         if func is torch.ops.aten.nonzero.default:
             found = args[0].new_empty(
                 (min(self._num_found, args[0].numel()), args[0].dim()), dtype=torch.int64
@@ -146,20 +148,37 @@ class Training:
         self._ledger = Ledger(max(sinks, default=0))
         self._fake = FakeTensorMode()
         with self._inside():
-            self.model = HybridLM(recipe.model)
+            self.model = HybridLM(recipe.model, STORED[recipe.train.weights])
             weights = self._ledger.now
             self._optimizers = build_optimizers(recipe.train.optimizer, self.model)
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            gradients = self._ledger.now - weights
-            self._ledger.restart()
-            self._optimizers.step()
-            self._optimizers.zero_grad()
+            gradients = self._first_update()
+            self._in_backward = recipe.train.update == "in_backward"
+            if self._in_backward:
+                clip = recipe.train.clip_grad_norm
+                StepInBackward(self.model, self._optimizers, clip, ValueError)
         self.update_flops = sum(work.flops for work in self._ledger.work)
         """Floating-point operations of one update in matrix products (Muon has them)."""
         self.weights = weights
         self.gradients = gradients
         self.optimizer = self._ledger.now - weights
+
+    def _first_update(self) -> int:
+        """Lets the optimizer make its state; returns the bytes of gradients alive at one time."""
+        together = self.recipe.train.update == "after_backward"
+        before, gradients = self._ledger.now, 0
+        self._ledger.restart()
+        for parameter in self.model.parameters():
+            held = self._ledger.now
+            parameter.grad = torch.zeros_like(parameter)
+            if not together:
+                gradients = max(gradients, self._ledger.now - held)
+                self._optimizers.step_one(parameter)
+                parameter.grad = None
+        if together:
+            gradients = self._ledger.now - before
+            self._optimizers.step()
+            self._optimizers.zero_grad()
+        return gradients
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weights, and the optimizer's state, as a checkpoint names them."""
@@ -200,10 +219,12 @@ class Training:
                 kept, state = self._backward(batch[:, rows], state)
                 activations = max(activations, kept)
                 after.append(state)
-            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-            clip_grads_with_norm_(self.model.parameters(), config.clip_grad_norm, norm)
-            self._optimizers.step()
-            self._optimizers.zero_grad()
+            if not self._in_backward:
+                given = [p.grad for p in self.model.parameters() if p.grad is not None]
+                norm = get_total_norm(given)
+                clip_grads_with_norm_(self.model.parameters(), config.clip_grad_norm, norm)
+                self._optimizers.step()
+                self._optimizers.zero_grad()
             return StepMemory(
                 weights=self.weights,
                 gradients=self.gradients,

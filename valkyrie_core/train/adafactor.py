@@ -10,11 +10,12 @@ an update is computed in fp32 and rounded up or down at random, with the chances
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-AT_ONCE = 1 << 22
+AT_ONCE = 1 << 24
 """Numbers that are rounded at once: what is drawn for them stays small."""
 
 
@@ -25,36 +26,47 @@ class Adafactor(torch.optim.Adafactor):
     on the order in which parameters are updated.
     """
 
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self._places = {parameter: place for place, parameter in enumerate(parameters)}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("a closure is not supported")
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        gradients = {index: p.grad for index, p in enumerate(parameters) if p.grad is not None}
-        narrow = [index for index in gradients if parameters[index].dtype == torch.bfloat16]
-        for index in narrow:
-            parameters[index].grad = None
+        gradients = {
+            parameter: parameter.grad
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        }
+        narrow = [parameter for parameter in gradients if parameter.dtype == torch.bfloat16]
+        for parameter in narrow:
+            parameter.grad = None
         self._step()
         # one at a time: fp32 copies of all of them would be the memory that bf16 saves
-        for index in gradients:
-            parameters[index].grad = None
-        for index in narrow:
-            self._step_in_fp32(index, parameters[index], gradients[index])
-        for index, gradient in gradients.items():
-            parameters[index].grad = gradient
+        for parameter in gradients:
+            parameter.grad = None
+        for parameter in narrow:
+            self._step_in_fp32(parameter, gradients[parameter])
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
         return None
 
     def _step(self) -> None:
         super().step()  # type: ignore[no-untyped-call]
 
-    def _step_in_fp32(self, index: int, parameter: nn.Parameter, gradient: Tensor) -> None:
+    def _step_in_fp32(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         stored = parameter.data
         parameter.data = stored.float()
         parameter.grad = gradient.float()
         self._step()
         step = int(self.state[parameter]["step"])
-        generator = torch.Generator(stored.device).manual_seed((index << 40) + step)
+        generator = torch.Generator(stored.device).manual_seed(
+            (self._places[parameter] << 40) + step
+        )
         round_into(stored, parameter.data, generator)
         parameter.grad = None
         parameter.data = stored

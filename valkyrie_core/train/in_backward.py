@@ -55,8 +55,7 @@ class StepInBackward:
             self._square_sum += norm * norm
             if norm > self._clip_norm:
                 parameter.grad.mul_(self._clip_norm / norm)
-            # no other parameter has a gradient: this updates the one alone
-            self._optimizers.step()
+            self._optimizers.step_one(parameter)
             parameter.grad = None
 
         return update

@@ -92,11 +92,27 @@ class Optimizers:
 
     def __init__(self, parts: Sequence[tuple[torch.optim.Optimizer, Sequence[Group]]]) -> None:
         self._parts = tuple((optimizer, tuple(groups)) for optimizer, groups in parts)
+        self._owners: dict[Tensor, tuple[torch.optim.Optimizer, int]] = {
+            parameter: (optimizer, index)
+            for optimizer, groups in self._parts
+            for index, group in enumerate(groups)
+            for parameter in group.parameters
+        }
 
     def step(self) -> None:
         """Update every parameter from its gradient."""
         for optimizer, _ in self._parts:
             optimizer.step()
+
+    def step_one(self, parameter: Tensor) -> None:
+        """Update one parameter from its gradient, whatever others have."""
+        optimizer, index = self._owners[parameter]
+        whole = optimizer.param_groups
+        optimizer.param_groups = [{**whole[index], "params": [parameter]}]
+        try:
+            optimizer.step()
+        finally:
+            optimizer.param_groups = whole
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

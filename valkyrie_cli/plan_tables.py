@@ -77,7 +77,8 @@ def _draw_memory(report: PlanReport, console: Console) -> None:
         ),
         ("peak of all tensors", size.peak, "within one step, temporaries included"),
         ("Python and libraries", size.held, "measured here: a training of next to nothing"),
-        ("peak of the process", size.process_peak, "predicted"),
+        ("needed", size.needed, "predicted: both, and a tenth for what the heap wastes"),
+        ("peak of the process", size.process_peak, "predicted, with the file that is compared"),
         ("a checkpoint on the disk", size.checkpoint, ""),
         ("checkpoints at one time", size.checkpoints, "newest, best, one being written"),
     ]
@@ -120,28 +121,35 @@ def _since(tokens: int | None) -> str:
 
 
 def _draw_seconds(report: PlanReport, console: Console) -> None:
-    columns = ("device", "step at peak", "step", "recipe", "decode at most", "needs", "fits")
+    columns = ("device", "step at peak", "step", "recipe", "decode", "needs", "fits")
     table = make_table(*columns, title="Time, estimated", right=columns[1:6])
     for one in report.seconds:
         table.add_row(
             safe_line(one.name) + ("" if one.published else " (here)"),
-            _short(one.step_at_peak),
-            _short(one.step),
-            human_seconds(one.recipe),
+            _duration(one.step_at_peak),
+            _duration(one.step),
+            _duration(one.recipe),
             f"{human_count(one.decode_tokens_per_second)} tok/s",
             human_bytes(one.needed),
             _fits(one),
         )
     console.print(table)
     here, *others = report.seconds
-    console.print(f"Here: {here.basis} ({report.threads} threads, {here.precision}).")
+    console.print(f"Here ({report.threads} threads, {here.precision}): {here.basis}.")
     if others:
-        console.print(f"By name: {others[0].basis}; bf16.")
+        console.print(f"Others (bf16): {others[0].basis}.")
+    console.print("Decoding: an upper bound, weights and state read once per token by all memory.")
     console.print()
 
 
-def _short(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else human_seconds(seconds)
+def _duration(seconds: float) -> str:
+    """Three digits, from milliseconds to years."""
+    if seconds < 1:
+        return f"{1e3 * seconds:.3g} ms"
+    for length, name in ((365 * 86400, "years"), (86400, "days")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.3g} {name}"
+    return human_seconds(seconds)
 
 
 def _fits(one: DeviceEstimate) -> str:
@@ -157,18 +165,18 @@ def _draw_fit(report: PlanReport, console: Console) -> None:
     of = "asked for" if fit.source == "asked" else "free on this machine"
     budget = f"{human_bytes(fit.budget)} {of}"
     if fit.best is None:
-        least = min(fit.tried, key=lambda one: one.process_peak)
+        least = min(fit.tried, key=lambda one: one.needed)
         console.print(
             f"Nothing fits {budget}: the least, {_settings(least.changes)}, is predicted to take "
-            f"{human_bytes(least.process_peak)}, {human_bytes(fit.short_by)} too much. A smaller "
+            f"{human_bytes(least.needed)}, {human_bytes(fit.short_by)} too much. A smaller "
             "train.context_len or model needs less.",
         )
         return
-    peak = human_bytes(fit.best.process_peak)
+    peak = human_bytes(fit.best.needed)
     if not fit.best.changes:
         console.print(f"It fits {budget} as it is: {peak} at the peak.")
         return
-    first = human_bytes(fit.tried[0].process_peak)
+    first = human_bytes(fit.tried[0].needed)
     console.print(f"As it is ({first}) it does not fit {budget}. The cheapest change that does:")
     console.print(f"  {_settings(fit.best.changes)}    {peak} at the peak")
 

@@ -61,8 +61,18 @@ def plan_recipe(
     return make_plan(recipe, here, budget, threads=torch.get_num_threads())
 
 
-def examine(recipe: Recipe, progress: Callable[[str], None]) -> Here:
-    """This machine as a recipe will find it; what was not measured before is measured now."""
+def examine(
+    recipe: Recipe,
+    progress: Callable[[str], None] = lambda _what: None,
+    *,
+    measure_held: bool = True,
+) -> Here:
+    """This machine as a recipe will find it; what was not measured before is measured now.
+
+    Args:
+        progress: told what is being looked at.
+        measure_held: else what a training process holds is only known where it was measured before.
+    """
     device = resolve_device(recipe.device)
     precision = resolve_precision(recipe.train.precision, device)
     cache, name = cache_dir(), str(device)
@@ -75,13 +85,19 @@ def examine(recipe: Recipe, progress: Callable[[str], None]) -> Here:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return Here(name, torch.cuda.get_device_name(device), precision, rates, free, None)
-    progress("what a training process holds beside its tensors")
-    return Here(name, cpu().model, precision, rates, available_memory(), _held())
+    if measure_held:
+        progress("what a training process holds beside its tensors")
+    held = _held(measure_held_bytes if measure_held else _unknown)
+    return Here(name, cpu().model, precision, rates, available_memory(), held)
 
 
-def _held() -> int | None:
+def _unknown() -> int:
+    raise OSError("what a training process holds was not measured yet: valkyrie plan does")
+
+
+def _held(find: Callable[[], int]) -> int | None:
     def measure() -> dict[str, float]:
-        return {"bytes": measure_held_bytes()}
+        return {"bytes": find()}
 
     try:
         key = f"{processor_key()}|cpu|held"

@@ -23,6 +23,8 @@ from valkyrie_core.nn.position import AlibiConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import CorpusCounts, SplitCounts, TrainReport
+from valkyrie_core.runs_fit import fitted
+from valkyrie_core.runs_predict import Prediction, measured
 from valkyrie_core.train.device import resolve_device, resolve_precision
 from valkyrie_core.train.progress import StepEvent, Validation
 from valkyrie_core.train.session import TrainResult, train_run
@@ -45,7 +47,9 @@ def train_recipe(
     resume_command: str,
 ) -> TrainReport:
     """See `valkyrie_core.runs.train`."""
+    recipe = fitted(recipe, goes_on=resume or extend_steps is not None)
     peak_flops = _peak_flops(recipe)
+    prediction = Prediction(recipe, progress)
     result = train_run(
         recipe,
         prepare=lambda tokenizer: _prepare(recipe, tokenizer),
@@ -54,12 +58,17 @@ def train_recipe(
         resume=resume,
         steps=steps,
         extend_steps=extend_steps,
-        progress=progress,
+        progress=prediction,
         peak_flops=peak_flops,
         command=resume_command.removesuffix(" --resume"),
         resume_command=resume_command,
     )
-    report = _report(result, peak_flops)
+    report = _report(result, peak_flops).model_copy(
+        update={
+            "predicted": prediction.predicted,
+            "measured": measured(recipe, result.tokens_per_second),
+        }
+    )
     result.run.storage.replace_json(result.run.report_file, report.model_dump(mode="json"))
     return report
 

@@ -16,7 +16,7 @@ HEAD = "head"
 def training_flops(model: HybridLM, context_len: int) -> dict[str, int]:
     """Forward and backward per token, as computed, by type of mixer; the head comes last.
 
-    What activation checkpointing computes again is not in it: see `recomputed_flops`.
+    What activation checkpointing computes again is not in it.
     """
     found: dict[str, int] = {}
     for layer, kinds in zip(model.core.layers, model.core.mixer_types, strict=True):
@@ -26,11 +26,6 @@ def training_flops(model: HybridLM, context_len: int) -> dict[str, int]:
     # the logits, and the gradients of the inputs and of the weights
     found[HEAD] = 3 * 2 * model.head.weight.numel()
     return found
-
-
-def recomputed_flops(model: HybridLM, context_len: int) -> int:
-    """Per token, what activation checkpointing adds: every layer's forward pass once more."""
-    return sum(model.core.flops_per_token(context_len).values())
 
 
 def decoding_flops(model: HybridLM, context_len: int) -> dict[str, int]:

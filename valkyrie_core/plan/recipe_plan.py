@@ -11,7 +11,7 @@ from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.plan import disk, fit, flops
 from valkyrie_core.plan.devices import ASSUMED_MFU, ASSUMED_START, PUBLISHED, Device
 from valkyrie_core.plan.parameters import count_parameters, weightless
-from valkyrie_core.plan.seconds import Rates, least_seconds, step_seconds, tokens_per_second
+from valkyrie_core.plan.seconds import Rates, least_seconds, step_seconds
 from valkyrie_core.plan.trace import StepMemory, Training
 from valkyrie_core.plan.twin import attention_twin, first_win
 from valkyrie_core.recipe import Recipe
@@ -58,20 +58,23 @@ class Budget(NamedTuple):
     """Whether somebody said so; else it is what this machine has free."""
 
 
-def process_peak(tensors: int, largest_file: int, here: Here) -> int | None:
-    """Bytes of the training process at its peak, where tensors take so many."""
+def needed(tensors: int, here: Here) -> int | None:
+    """Bytes of memory that a training process must have, where its tensors take so many."""
     if torch.device(here.device).type != "cpu":
         return tensors
-    if here.held is None:
-        return None
-    return here.held + round((1 + FRAGMENTATION) * tensors) + largest_file
+    return None if here.held is None else here.held + round((1 + FRAGMENTATION) * tensors)
 
 
-def predicted_peak(recipe: Recipe, here: Here) -> int:
-    """Bytes that training a recipe takes; what is not known of the process is left out."""
-    training = Training(recipe, here.precision)
-    tensors = training.largest_step().peak
-    return process_peak(tensors, disk.largest_file(training), here) or tensors
+def process_peak(training: Training, step: StepMemory, here: Here) -> int | None:
+    """What the system will call the peak of the process.
+
+    A checkpoint's files are mapped to be compared with memory, and pages of files count as well;
+    the system takes them back where memory is short, so they are not `needed`.
+    """
+    least = needed(step.peak, here)
+    if least is None or torch.device(here.device).type != "cpu":
+        return least
+    return least + disk.largest_file(training)
 
 
 def make_plan(recipe: Recipe, here: Here, budget: Budget | None, *, threads: int) -> PlanReport:
@@ -91,11 +94,11 @@ def make_plan(recipe: Recipe, here: Here, budget: Budget | None, *, threads: int
         precision=here.precision,
         threads=threads,
         parameters=ParameterCounts(**parameters._asdict()),
-        flops_per_token=_flops(recipe, model),
+        flops_per_token=_flops(recipe, model, _repeated(recipe, (step, other))),
         bytes=size,
         crossover=_crossover(recipe, model),
-        seconds=_seconds(recipe, model, training, step, size, here),
-        fit=None if budget is None else _fit(recipe, here, budget, size),
+        seconds=_seconds(recipe, model, training, (step, other), size, here),
+        fit=None if budget is None else _fit(training, here, budget, size),
     )
 
 
@@ -103,15 +106,23 @@ def _tokens_per_step(recipe: Recipe) -> int:
     return recipe.train.batch_size * recipe.train.context_len
 
 
-def _flops(recipe: Recipe, model: HybridLM) -> FlopsPerToken:
+def _repeated(recipe: Recipe, steps: tuple[StepMemory, StepMemory]) -> int:
+    """What activation checkpointing computes again, per token: the last products of a layer, whose
+    results nothing needs, are left out of it, so that no formula of a mixer tells."""
+    if not recipe.train.activation_checkpointing:
+        return 0
+    mine, other = (sum(work.flops for work in step.work) for step in steps)
+    return (mine - other) // _tokens_per_step(recipe)
+
+
+def _flops(recipe: Recipe, model: HybridLM, repeated: int) -> FlopsPerToken:
     length = recipe.train.context_len
     train, decode = flops.training_flops(model, length), flops.decoding_flops(model, length)
     twin = weightless(attention_twin(recipe.model).config)
-    again = recipe.train.activation_checkpointing
     return FlopsPerToken(
         context_len=length,
         train=sum(train.values()),
-        recomputed=flops.recomputed_flops(model, length) if again else 0,
+        recomputed=repeated,
         decode=sum(decode.values()),
         by_mixer={kind: MixerFlops(train=train[kind], decode=decode[kind]) for kind in train},
         decode_by_length=[
@@ -148,7 +159,8 @@ def _bytes(
         activations=ActivationBytes(recipe=step.activations, kept=kept, recomputed=recomputed),
         peak=step.peak,
         held=here.held,
-        process_peak=process_peak(step.peak, disk.largest_file(training), here),
+        needed=needed(step.peak, here),
+        process_peak=process_peak(training, step, here),
         states=states,
         weights_read=flops.weights_read(model),
         checkpoint=checkpoints.checkpoint + checkpoints.carried,
@@ -179,21 +191,20 @@ def _seconds(
     recipe: Recipe,
     model: HybridLM,
     training: Training,
-    step: StepMemory,
+    steps: tuple[StepMemory, StepMemory],
     size: PlanBytes,
     here: Here,
 ) -> list[DeviceEstimate]:
-    length, tokens = recipe.train.context_len, _tokens_per_step(recipe)
-    work = sum(flops.training_flops(model, length).values()) * tokens + training.update_flops
-    if recipe.train.activation_checkpointing:
-        work += flops.recomputed_flops(model, length) * tokens
-    decode = sum(flops.decoding_flops(model, length).values())
+    step = steps[0]
+    length = recipe.train.context_len
+    per_token = sum(flops.training_flops(model, length).values()) + _repeated(recipe, steps)
+    work = per_token * _tokens_per_step(recipe) + training.update_flops
     moved = flops.weights_read(model) + sum(flops.state_bytes(model, length))
 
     def estimate(
-        device: Device, rates: Rates, precision: str, seconds: float, basis: str, needed: int | None
+        device: Device, rates: Rates, precision: str, seconds: float, basis: str, taken: int | None
     ) -> DeviceEstimate:
-        known = needed is not None and device.memory is not None
+        known = taken is not None and device.memory is not None
         return DeviceEstimate(
             name=device.name,
             published=device in PUBLISHED,
@@ -204,24 +215,22 @@ def _seconds(
             step=seconds,
             basis=basis,
             recipe=seconds * recipe.train.steps,
-            decode_tokens_per_second=tokens_per_second(
-                decode, moved if precision == "fp32" else moved / 2, rates
-            ),
+            # no format is read here but fp32; a GPU would decode in bf16
+            decode_tokens_per_second=rates.bytes_per_second
+            / (moved / 2 if device in PUBLISHED else moved),
             memory=device.memory,
-            needed=needed,
-            fits=needed <= device.memory if known and needed and device.memory else None,
+            needed=taken,
+            fits=taken <= device.memory if known and taken and device.memory else None,
         )
 
     rates = here.rates
     mine = Device(here.name, rates.flops_per_second, rates.bytes_per_second, here.memory)
     basis = "every operation of a traced step at the measured rates, one after the other"
     found = [
-        estimate(
-            mine, rates, here.precision, step_seconds(step.work, rates), basis, size.process_peak
-        )
+        estimate(mine, rates, here.precision, step_seconds(step.work, rates), basis, size.needed)
     ]
     if here.precision != "bf16":
-        step = Training(recipe, "bf16").largest_step()
+        step = training.like(recipe, "bf16").largest_step()
     for device in PUBLISHED:
         published = Rates(device.flops_per_second, device.bytes_per_second, ASSUMED_START)
         # what an update reads and writes: weights, gradients, and the state twice
@@ -229,18 +238,21 @@ def _seconds(
         seconds = least_seconds(work, published) / ASSUMED_MFU
         seconds += update / published.bytes_per_second + len(step.work) * ASSUMED_START
         basis = (
-            f"published peaks, an assumed {ASSUMED_MFU:.0%} of them, the update's traffic and "
-            f"{1e6 * ASSUMED_START:.0f} microseconds to start each operation"
+            f"{ASSUMED_MFU:.0%} of published peaks (assumed), the update's traffic, "
+            f"{1e6 * ASSUMED_START:.0f} us to start an operation"
         )
         found.append(estimate(device, published, "bf16", seconds, basis, step.peak))
     return found
 
 
-def _fit(recipe: Recipe, here: Here, budget: Budget, size: PlanBytes) -> MemoryFit:
-    first = size.process_peak or size.peak
+def _fit(training: Training, here: Here, budget: Budget, size: PlanBytes) -> MemoryFit:
+    recipe, first = training.recipe, size.needed or size.peak
 
     def peak(other: Recipe) -> int:
-        return first if other == recipe else predicted_peak(other, here)
+        if other == recipe:
+            return first
+        tensors = training.like(other, here.precision).largest_step().peak
+        return needed(tensors, here) or tensors
 
     found = fit.fit(recipe, budget.size, peak, list(fit.ladders(recipe)))
     tried = [_change(one) for one in found.tried]
@@ -255,4 +267,4 @@ def _fit(recipe: Recipe, here: Here, budget: Budget, size: PlanBytes) -> MemoryF
 
 
 def _change(one: fit.Proposal) -> ProposedChange:
-    return ProposedChange(changes=list(one.changes), process_peak=one.peak, fits=one.fits)
+    return ProposedChange(changes=list(one.changes), needed=one.peak, fits=one.fits)

@@ -37,8 +37,3 @@ def step_seconds(work: Iterable[Work], rates: Rates) -> float:
 def least_seconds(flops: float, rates: Rates) -> float:
     """Nothing but the arithmetic, all of it at the peak: no machine is faster."""
     return flops / rates.flops_per_second
-
-
-def tokens_per_second(flops: float, moved: float, rates: Rates) -> float:
-    """Decoding one sequence: weights and state are read once per token. An upper bound."""
-    return 1 / max(flops / rates.flops_per_second, moved / rates.bytes_per_second)

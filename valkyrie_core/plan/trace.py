@@ -9,6 +9,7 @@ Shapes: B batch, T time.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.attention import Attention, AttentionConfig
 from valkyrie_core.nn.kv_cache import TRIMMED_AT_ONCE
 from valkyrie_core.nn.model import HybridLM
-from valkyrie_core.nn.state import LMState
+from valkyrie_core.nn.state import LMState, num_bytes
 from valkyrie_core.plan.counter import operation_flops
 from valkyrie_core.plan.workspace import workspace
 from valkyrie_core.recipe import Recipe
@@ -39,6 +40,8 @@ from valkyrie_core.train.stages import Stage, stages
 from valkyrie_core.train.weights import model_tensors
 
 CPU = torch.device("cpu")
+ALIKE_FROM = 2
+"""So many micro-batches are traced; all that follow hold and do what the last of these does."""
 
 
 class Work(NamedTuple):
@@ -162,6 +165,14 @@ class Training:
         self.gradients = gradients
         self.optimizer = self._ledger.now - weights
 
+    def like(self, recipe: Recipe, precision: Precision) -> Training:
+        """The training of another recipe; what is the same is not built again."""
+        if _built(self.recipe) != _built(recipe):
+            return Training(recipe, precision)
+        other = copy.copy(self)
+        other.recipe, other.precision = recipe, precision
+        return other
+
     def _first_update(self) -> int:
         """Lets the optimizer make its state; returns the bytes of gradients alive at one time."""
         together = self.recipe.train.update == "after_backward"
@@ -210,27 +221,34 @@ class Training:
         with self._inside():
             self.model.core.recomputes = again
             count = stage.batch_size // stage.micro_size
-            before = [self._carried(stage) for _ in range(count)]
+            # micro-batches after the second are like it: gradients are there to be added to
+            traced = min(count, ALIKE_FROM)
+            before = [self._carried(stage) for _ in range(traced)]
             batch = torch.zeros(3, stage.batch_size, stage.context_len, dtype=torch.int64)
             self._ledger.restart()
-            after, activations = [], 0
+            after, activations, mark = [], 0, 0
             for index, state in enumerate(before):
+                mark = len(self._ledger.work)
                 rows = slice(index * stage.micro_size, (index + 1) * stage.micro_size)
                 kept, state = self._backward(batch[:, rows], state)
                 activations = max(activations, kept)
                 after.append(state)
+            left = count - traced
+            self._ledger.work += left * self._ledger.work[mark:]
             if not self._in_backward:
                 given = [p.grad for p in self.model.parameters() if p.grad is not None]
                 norm = get_total_norm(given)
                 clip_grads_with_norm_(self.model.parameters(), config.clip_grad_norm, norm)
                 self._optimizers.step()
                 self._optimizers.zero_grad()
+            # every micro-batch's last state is kept to the end of the step
+            states = left * (num_bytes(after[-1]) + num_bytes(before[-1]))
             return StepMemory(
                 weights=self.weights,
                 gradients=self.gradients,
                 optimizer=self.optimizer,
                 activations=activations,
-                peak=self._ledger.peak,
+                peak=self._ledger.peak + states,
                 work=tuple(self._ledger.work),
             )
 
@@ -283,3 +301,9 @@ class Training:
                 yield
         finally:
             rng.restore()
+
+
+def _built(recipe: Recipe) -> tuple[object, ...]:
+    """What a training's model and optimizer are made from."""
+    train = recipe.train
+    return recipe.model, train.optimizer, train.weights, train.update, train.clip_grad_norm

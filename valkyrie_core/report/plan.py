@@ -94,9 +94,12 @@ class PlanBytes(Part):
     """The most that tensors take at one time in a step."""
     held: int | None
     """What Python and libraries hold in a training process: measured on this machine."""
+    needed: int | None
+    """Memory that a training process must have, predicted: tensors, what the heap wastes between
+    them, and what is held."""
     process_peak: int | None
-    """Predicted peak of the training process: tensors, what is held, and the largest file of a
-    checkpoint, which is mapped to be compared with memory."""
+    """What the system will call the peak of the process, predicted: the largest file of a
+    checkpoint besides, which is mapped to be compared with memory."""
     states: list[StateBytes]
     """Per sequence, at 1k to 128k tokens."""
     weights_read: int
@@ -155,8 +158,8 @@ class ProposedChange(Part):
 
     changes: list[str]
     """Overrides for --set; none: the recipe as it is."""
-    process_peak: int
-    """Predicted, in bytes."""
+    needed: int
+    """Memory that is needed, predicted, in bytes."""
     fits: bool
     """Whether that is within the budget."""
 

@@ -35,6 +35,15 @@ class CorpusCounts(Part):
     """Documents that were cut."""
 
 
+class StepCost(Part):
+    """What an optimizer step costs."""
+
+    seconds_per_step: float | None
+    """Seconds, the first step of a sitting not counted."""
+    peak_bytes: int | None
+    """The most memory that the process holds."""
+
+
 class TrainReport(Report):
     """What a training run did; also report.json in its directory."""
 
@@ -79,6 +88,10 @@ class TrainReport(Report):
     """Model FLOPs per second as a share of this machine's measured matmul peak."""
     peak_flops: float | None = None
     """The measured matmul peak, in FLOP per second."""
+    predicted: StepCost | None = None
+    """What the plan said of this sitting; None where it was too short to ask, or only resumed."""
+    measured: StepCost | None = None
+    """What this sitting took; validations and checkpoints count in its memory."""
     checkpoint: str | None = None
     """The newest checkpoint."""
     data_fingerprint: str | None = None

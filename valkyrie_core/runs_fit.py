@@ -1,0 +1,107 @@
+"""Before a training starts: whether it fits this machine, and what it becomes where it does not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from valkyrie_core.plan.depth import StepEstimator
+from valkyrie_core.plan.recipe_plan import Here, needed
+from valkyrie_core.recipe import Recipe
+from valkyrie_core.runs_plan import examine
+from valkyrie_core.train.config import SupervisedConfig
+from valkyrie_core.train.fitting import Fitted, StepCost, as_fitted, fit, tokens_per_step
+from valkyrie_core.train.run_dir import RunDir
+
+log = logging.getLogger("valkyrie")
+
+DAY = 86_400.0
+YEAR = 365.25 * DAY
+
+
+def fitted(recipe: Recipe, *, goes_on: bool) -> Recipe:
+    """The recipe as it is trained here: itself, unless it names `train.fit` and does not fit.
+
+    Raises:
+        ResourceError: the smallest training does not fit either.
+    """
+    if recipe.train.fit is None:
+        return recipe
+    run = RunDir(Path(recipe.runs_dir) / recipe.name)
+    if goes_on and run.recipe_file.exists():
+        train = as_fitted(run.load_recipe().train, recipe.train)
+        if train != recipe.train:
+            log.info("the run was fitted to a machine when it began, and stays so")
+        return recipe.model_copy(update={"train": train})
+    if goes_on or run.has_checkpoints():
+        return recipe  # training says what is wrong
+    log.info("tracing a step without data: does it fit?")
+    here = examine(recipe, lambda _what: None)
+    if here.memory is None:
+        log.warning("how much memory is free can't be told here: the recipe stays as it is")
+        return recipe
+    estimate = StepEstimator(here.precision, here.rates)
+
+    def cost(train: SupervisedConfig) -> StepCost:
+        step = estimate(recipe.model_copy(update={"train": train}))
+        return StepCost(needed(step.tensors, here) or step.tensors, step.seconds)
+
+    written = cost(recipe.train)
+    found = fit(recipe.train, cost, here.memory)
+    if found.changes:
+        _tell(recipe, written, found, here)
+    return recipe.model_copy(update={"train": found.train})
+
+
+def _tell(recipe: Recipe, written: StepCost, found: Fitted, here: Here) -> None:
+    """All that was changed, and what a whole run takes."""
+    assert here.memory is not None
+    log.warning(
+        "%s is too large for this machine as it is written: a step would take %s and %s, and %s "
+        "are free. It is trained with:",
+        recipe.name,
+        _gibibytes(written.peak_bytes),
+        duration(written.seconds),
+        _gibibytes(here.memory),
+    )
+    for change in found.changes:
+        log.warning("  train.%s: %s -> %s", change.key, _plain(change.before), _plain(change.after))
+    steps, as_written = recipe.train.steps, tokens_per_step(recipe.train)
+    log.warning(
+        "a step of %s tokens takes about %s and %s. All %s steps would take %s; as written "
+        "(%s tokens a step) they would take %s here",
+        f"{tokens_per_step(found.train):,}",
+        duration(found.cost.seconds),
+        _gibibytes(found.cost.peak_bytes),
+        f"{steps:,}",
+        duration(steps * found.cost.seconds),
+        f"{as_written:,}",
+        duration(steps * written.seconds),
+    )
+
+
+def duration(seconds: float) -> str:
+    """A rough length of time: 41 s, 12 min, 3.5 h, 140 days, 1,023 years."""
+    for limit, unit, size in (
+        (120.0, "s", 1.0),
+        (7200.0, "min", 60.0),
+        (2 * DAY, "h", 3600.0),
+        (2 * YEAR, "days", DAY),
+    ):
+        if seconds < limit:
+            count = seconds / size
+            return f"{count:.2g} {unit}" if count < 10 else f"{count:,.0f} {unit}"
+    return f"{seconds / YEAR:,.0f} years"
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _plain(value: Any) -> str:
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+        return str(value["type"]) if "type" in value else json.dumps(value)
+    return json.dumps(value)

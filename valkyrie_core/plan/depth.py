@@ -1,8 +1,8 @@
-"""What a step of a deep model takes, from two shallow ones: a repeated pattern costs the same again.
+"""What a step of a deep model takes, from two shallow ones: each repeat of a pattern costs the same.
 
-Tracing a model of 36 layers takes half a minute, and a search asks for many. The peak is the largest
-of several moments of a step; each grows evenly with depth, so that the estimate is exact unless the
-largest moment is another one in the deep model, and then it is too low by their difference.
+Tracing a model of 36 layers takes half a minute, and a search asks for many. The peak is the
+largest of several moments of a step; each grows evenly with depth, so that the estimate is exact
+unless the largest moment is another one in the deep model, and then it is too low by a little.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a step of a deep model takes, from two shallow ones: each repeat of a pattern costs the same.
+"""What a step of a deep model takes, from two shallow ones: repeats of a pattern cost the same.
 
 Tracing a model of 36 layers takes half a minute, and a search asks for many. The peak is the
 largest of several moments of a step; each grows evenly with depth, so that the estimate is exact

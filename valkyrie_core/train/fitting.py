@@ -7,6 +7,7 @@ step has. The model stays what it is. What changes changes what is learned, so a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -79,8 +80,12 @@ def fit(
         found = following
         taken = cost(found)
     while taken.seconds > train.fit.step_seconds:
-        shorter = _fewer_tokens(found)
-        if shorter is None:
+        # no more than that, since a step takes some time whatever its length; each look costs time
+        halvings = max(1, int(math.log2(taken.seconds / train.fit.step_seconds)))
+        shorter = found
+        for _ in range(halvings):
+            shorter = _fewer_tokens(shorter) or shorter
+        if shorter == found:
             break
         found = shorter
         taken = cost(found)
@@ -106,7 +111,8 @@ def tokens_per_step(train: SupervisedConfig) -> int:
 
 def _in_less_memory(train: SupervisedConfig) -> Iterator[SupervisedConfig]:
     """Ever smaller in memory: what changes the least of what is learned comes first."""
-    yield (train := _changed(train, activation_checkpointing=True))
+    if not train.activation_checkpointing:
+        yield (train := _changed(train, activation_checkpointing=True))
     if train.update == "after_backward" and train.grad_accum_steps < train.batch_size:
         yield (train := _changed(train, grad_accum_steps=train.batch_size))
     # no gradient is kept, so that nothing can be accumulated: a step is one micro-batch

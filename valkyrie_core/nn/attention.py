@@ -278,7 +278,10 @@ class Attention(nn.Module):
             seen = min(self.window + self.sinks, context_len)
         # keys and values, and of every key its segment and its position
         key_bytes = 2 * value_bytes * self.num_kv_heads * self.head_dim + 2 * 8
-        scores = per_key * self._computed_keys(context_len) // context_len
+        # where sinks are turned otherwise than the rest, all keys are scored for either
+        twice = self._slides(context_len) and rotation(self.position, 2, torch.float32) is not None
+        computed = per_key * 3 // 2 if twice else per_key
+        scores = computed * self._computed_keys(context_len) // context_len
         # a fused backward pass makes the scores again: five products instead of four
         again = 0 if self._slides(context_len) else scores // 2
         return Cost(

@@ -1,0 +1,146 @@
+"""A traced step holds what a real one holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.plan.recipes import TINY, name
+from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.plan.trace import Ledger, Training
+from valkyrie_core.recipe import Recipe
+from valkyrie_core.train.device import autocast
+from valkyrie_core.train.optim import build_optimizers
+from valkyrie_core.train.stages import stages
+
+CPU = torch.device("cpu")
+PRECISIONS: list[Precision] = ["fp32", "bf16"]
+
+
+def load(path: Path, *overrides: str) -> Recipe:
+    return Recipe.load(path, ["train.state_passing=null", *overrides])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("path", TINY, ids=name)
+def test_activations_are_what_a_real_step_saves(path: Path, precision: Precision) -> None:
+    recipe = load(path, "train.activation_checkpointing=false")
+    stage = stages(recipe.train)[0]
+    traced = Training(recipe, precision).step(stage)
+    torch.manual_seed(0)
+    model = HybridLM(recipe.model)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = tensor
+        return tensor
+
+    tokens_BT = torch.randint(0, 200, (stage.micro_size, stage.context_len))
+    # two documents in each row, as packing makes them
+    doc_BT = (torch.arange(stage.context_len) > stage.context_len // 2).long().expand_as(tokens_BT)
+    state = model.init_state(stage.micro_size)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(precision, CPU):
+        loss, _, _ = model.loss(tokens_BT, tokens_BT, state, doc_BT.contiguous())
+    real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert loss.isfinite()
+    # the state after the window and a few masks are alive without being saved
+    assert traced.activations == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("path", TINY, ids=name)
+def test_a_fake_step_holds_what_the_same_real_step_holds(path: Path, recomputes: bool) -> None:
+    recipe = load(path)
+    stage = stages(recipe.train)[0]
+    traced = Training(recipe, "fp32").step(stage, recomputes=recomputes)
+    torch.manual_seed(0)
+    model = HybridLM(recipe.model)
+    model.core.recomputes = recomputes
+    optimizers = build_optimizers(recipe.train.optimizer, model)
+    tokens_BT = torch.randint(0, 200, (stage.micro_size, stage.context_len))
+    doc_BT = (torch.arange(stage.context_len) > stage.context_len // 2).long().expand_as(tokens_BT)
+    for step in range(2):
+        with Ledger() as ledger:
+            if step:
+                for _ in range(stage.batch_size // stage.micro_size):
+                    loss, state, _ = model.loss(
+                        tokens_BT, tokens_BT, model.init_state(len(tokens_BT)), doc_BT.contiguous()
+                    )
+                    torch.autograd.backward(loss)
+                    del loss, state
+            else:
+                torch.autograd.backward(sum(p.sum() for p in model.parameters()))
+            optimizers.step()
+        optimizers.zero_grad()
+    # its ledger begins with nothing: weights and the optimizer's state were there before
+    real = ledger.peak + traced.weights + traced.optimizer
+    assert traced.peak == pytest.approx(real, rel=0.12)
+
+
+@pytest.mark.parametrize("path", TINY, ids=name)
+def test_sizes_of_weights_and_optimizer_are_real(path: Path) -> None:
+    recipe = load(path)
+    training = Training(recipe, "fp32")
+    model = HybridLM(recipe.model)
+    optimizers = build_optimizers(recipe.train.optimizer, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step()
+    state = optimizers.state_tensors().values()
+    assert training.weights == training.gradients == 4 * model.num_parameters()
+    assert training.optimizer == pytest.approx(
+        sum(x.numel() * x.element_size() for x in state), rel=0.001
+    )
+    assert all(type(x).__name__ == "FakeTensor" for x in training.model.parameters())
+
+
+def test_micro_batches_and_recomputation_take_less() -> None:
+    path = TINY[0]
+    training = Training(load(path), "fp32")
+    whole = training.largest_step()
+    again = training.largest_step(recomputes=True)
+    parts = training.like(load(path, "train.grad_accum_steps=4"), "fp32")
+    assert parts.model is training.model
+    assert again.activations < whole.activations / 2
+    assert parts.largest_step().activations < whole.activations / 2
+    assert sum(x.flops for x in again.work) > sum(x.flops for x in whole.work)
+    # what is not traced twice is counted as if it were
+    both = [sum(x.flops for x in step.work) for step in (parts.largest_step(), whole)]
+    assert both[0] == pytest.approx(both[1], rel=0.01)
+
+
+def test_carried_states_are_held() -> None:
+    path = next(path for path in TINY if path.stem == "long")
+    fresh, passing = (
+        Training(Recipe.load(path, o), "fp32") for o in (["train.state_passing=null"], [])
+    )
+    assert passing.largest_step().peak > fresh.largest_step().peak
+    assert not fresh.carried_tensors()
+    assert any("k_BKSH" in key for key in passing.carried_tensors())
+
+
+def test_tracing_draws_no_number() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    Training(load(TINY[0]), "fp32").largest_step()
+    assert torch.equal(before, torch.get_rng_state())
+    with torch.no_grad():
+        assert Training(load(TINY[0]), "fp32").largest_step().activations > 0
+
+
+def test_a_ledger_forgets_what_is_gone() -> None:
+    with Ledger() as ledger:
+        x = torch.ones(100)
+        y = x[:50] + 1
+        assert ledger.now == 400 + 200
+        del x
+        assert ledger.now == 200
+        assert y.sum() > 0
+    assert ledger.peak >= 600

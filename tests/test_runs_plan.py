@@ -1,0 +1,85 @@
+"""How planning is wired to this machine, and what training says of its plan."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from tests.plan.recipes import TINY
+from valkyrie_core import runs, runs_plan, runs_predict
+from valkyrie_core.errors import UsageError
+from valkyrie_core.recipe import Recipe
+from valkyrie_core.runs_plan import parse_memory
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24GiB", 24 * 2**30),
+        ("24GB", 24 * 10**9),
+        ("24 G", 24 * 10**9),
+        ("512MiB", 512 * 2**20),
+        ("1.5KiB", 1536),
+        ("2 TiB", 2 * 2**40),
+        ("1000", 1000),
+        ("1000B", 1000),
+        (" 3kB ", 3000),
+    ],
+)
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "0", "1 GiBs", "1e9", "24gib", "1,5GiB"])
+def test_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_memory(text)
+
+
+def test_a_process_that_cannot_be_measured_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> int:
+        raise OSError("no process here")
+
+    monkeypatch.setenv("VALKYRIE_CACHE", str(tmp_path))
+    monkeypatch.setattr(runs_plan, "measure_held_bytes", broken)
+    with caplog.at_level(logging.WARNING, "valkyrie"):
+        report = runs.plan(Recipe.load(TINY[0]))
+    assert report.bytes.process_peak is None
+    assert report.bytes.peak > 0
+    assert report.fit is None
+    assert "no process here" in caplog.text
+
+
+def train(tmp_path: Path, steps: int) -> runs.TrainReport:
+    overrides = [f"runs_dir={tmp_path}", "train.eval_tokens=256", f"train.steps={steps}"]
+    return runs.train(Recipe.load(TINY[0], overrides))
+
+
+def test_training_says_what_was_predicted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runs_predict, "WORTH_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "valkyrie"):
+        report = train(tmp_path / "told", 4)
+    lines = [line for line in caplog.messages if line.startswith("predicted:")]
+    assert len(lines) == 1
+    assert "measured so far" in lines[0]
+    assert report.predicted is not None
+    assert report.predicted.seconds_per_step is not None
+    assert report.measured is not None
+    assert report.measured.peak_bytes is not None
+    # the prediction draws no number and changes no weight
+    monkeypatch.setattr(runs_predict, "WORTH_SECONDS", 1e9)
+    silent = train(tmp_path / "silent", 4)
+    assert silent.train_loss == report.train_loss
+    assert silent.val_bpb == report.val_bpb
+
+
+def test_a_short_training_is_not_kept_waiting(tmp_path: Path) -> None:
+    report = train(tmp_path, 4)
+    assert report.predicted is None
+    assert report.measured is not None

@@ -4,8 +4,8 @@
     python -m benchmarks.plan_accuracy quickstart              # and another recipe
     python -m benchmarks.plan_accuracy --tables                # only writes docs/plan.md anew
 
-Every training runs in a process of its own. A recipe that has a result is not measured again; remove
-its file in benchmarks/results/plan/ to do so.
+Every training runs in a process of its own. A recipe that has a result is not measured again;
+remove its file in benchmarks/results/plan/ to do so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The predicted peak of a training process against the system's own word, in a process of its own."""
+"""The predicted peak of a training process against the system's own word."""
 
 from __future__ import annotations
 

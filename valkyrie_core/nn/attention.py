@@ -299,14 +299,19 @@ class Attention(nn.Module):
         """Pairs of query and key over a context, with those that a block computes and masks."""
         if self.slopes is None and not self._slides(num_tokens):
             return num_tokens * (num_tokens + 1) // 2
+        if self.window is None:
+            blocks, rest = divmod(num_tokens, QUERIES_AT_ONCE)
+            return QUERIES_AT_ONCE**2 * blocks * (blocks + 1) // 2 + rest * num_tokens
         pairs = 0
         for start in range(0, num_tokens, QUERIES_AT_ONCE):
+            if start + 1 >= self.window + self.sinks:
+                # all blocks from here on are alike, but for the last
+                blocks, rest = divmod(num_tokens - start, QUERIES_AT_ONCE)
+                before = self.window - 1 + self.sinks
+                whole = blocks * QUERIES_AT_ONCE * (QUERIES_AT_ONCE + before)
+                return pairs + whole + rest * (rest + before)
             stop = min(start + QUERIES_AT_ONCE, num_tokens)
-            keys = stop
-            if self.window is not None:
-                near = max(0, start - self.window + 1)
-                keys = stop - near + min(near, self.sinks)
-            pairs += (stop - start) * keys
+            pairs += (stop - start) * stop
         return pairs
 
     def _heads(self, x_BTD: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def make_plan(recipe: Recipe, here: Here, budget: Budget | None, *, threads: int
     training = Training(recipe, here.precision)
     again = recipe.train.activation_checkpointing
     step = training.largest_step()
-    other = training.largest_step(recomputes=not again)
+    other = training.step(step.stage, recomputes=not again)
     size = _bytes(recipe, model, training, (step, other), here)
     parameters = count_parameters(model)
     return PlanReport(
@@ -230,7 +230,7 @@ def _seconds(
         estimate(mine, rates, here.precision, step_seconds(step.work, rates), basis, size.needed)
     ]
     if here.precision != "bf16":
-        step = training.like(recipe, "bf16").largest_step()
+        step = training.like(recipe, "bf16").step(step.stage)
     for device in PUBLISHED:
         published = Rates(device.flops_per_second, device.bytes_per_second, ASSUMED_START)
         # what an update reads and writes: weights, gradients, and the state twice

@@ -120,6 +120,8 @@ class Ledger(TorchDispatchMode):
 class StepMemory(NamedTuple):
     """Bytes of one training step, and the work that it does."""
 
+    stage: Stage
+    """The stage of the training that it belongs to."""
     weights: int
     gradients: int
     optimizer: int
@@ -205,17 +207,16 @@ class Training:
             state = self._read(self._carried(stage), stage.context_len)
             return carry.to_tensors([state] * count)
 
-    def largest_step(self, *, recomputes: bool | None = None) -> StepMemory:
-        """The step that takes the most, over all stages of the recipe.
+    def largest_step(self) -> StepMemory:
+        """The step that takes the most, over all stages of the recipe."""
+        return max(map(self.step, stages(self.recipe.train)), key=lambda step: step.peak)
+
+    def step(self, stage: Stage, *, recomputes: bool | None = None) -> StepMemory:
+        """One whole step, as `train.trainer` does it: micro-batches, clipping, update.
 
         Args:
             recomputes: whether layers are computed again; None: as the recipe says.
         """
-        steps = [self.step(stage, recomputes=recomputes) for stage in stages(self.recipe.train)]
-        return max(steps, key=lambda step: step.peak)
-
-    def step(self, stage: Stage, *, recomputes: bool | None = None) -> StepMemory:
-        """One whole step, as `train.trainer` does it: micro-batches, clipping, update."""
         config = self.recipe.train
         again = config.activation_checkpointing if recomputes is None else recomputes
         with self._inside():
@@ -244,6 +245,7 @@ class Training:
             # every micro-batch's last state is kept to the end of the step
             states = left * (num_bytes(after[-1]) + num_bytes(before[-1]))
             return StepMemory(
+                stage=stage,
                 weights=self.weights,
                 gradients=self.gradients,
                 optimizer=self.optimizer,

@@ -52,8 +52,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "data": BASE,
     "machine": BASE,
     "plan": BASE | {"machine", "nn", "data", "train", "recipe", "report"},
-    "allocate": BASE
-    | {"nn", "data", "train", "evaluate", "infer", "recipe", "report", "machine"},
+    "allocate": BASE | {"nn", "data", "train", "evaluate", "infer", "recipe", "report", "machine"},
     "train": BASE | {"nn", "data", "recipe", "report", "machine"},
     "infer": BASE | {"nn", "data", "report"},
     "evaluate": BASE | {"nn", "data", "report", "infer", "machine"},

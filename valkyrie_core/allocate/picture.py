@@ -60,20 +60,17 @@ def decode_bytes(model: HybridLM, context_len: int) -> int:
     return VALUE_BYTES * weights + sum(cost.state_bytes for cost in costs)
 
 
-def _row(
-    layer: int, name: str, model: HybridLMConfig, block: Block, context_len: int
-) -> LayerRow:
+def _row(layer: int, name: str, model: HybridLMConfig, block: Block, context_len: int) -> LayerRow:
     config = model.core.blocks[name]
-    mixer = block.mixer
-    attends = isinstance(mixer, Attention)
+    attention = block.mixer if isinstance(block.mixer, Attention) else None
     costs = block.costs(context_len, VALUE_BYTES)
     return LayerRow(
         layer,
         name,
         config.mixer.type,
         config.ffn.type,
-        mixer.position.type if attends else "",
-        mixer.window if attends else None,
+        attention.position.type if attention else "",
+        attention.window if attention else None,
         _count(block),
         sum(cost.training_flops for cost in costs),
         sum(cost.state_bytes for cost in costs),

@@ -90,5 +90,9 @@ def _fill(
     keys_P = 1 + generator.permutation(K)[:pairs]
     values_P = 1 + K + generator.integers(K, size=pairs)
     tokens_T[0 : 2 * pairs : 2], tokens_T[1 : 2 * pairs : 2] = keys_P, values_P
-    places_P = 2 * pairs + generator.permutation(config.length - 2 * pairs)[:pairs]
-    tokens_T[places_P], targets_T[places_P] = keys_P, values_P
+    rest = config.length - 2 * pairs
+    # every key once, then keys at random, until half of the places are queries
+    count = max(pairs, rest // 2)
+    asked_Q = np.concatenate([np.arange(pairs), generator.integers(pairs, size=count - pairs)])
+    places_Q = 2 * pairs + generator.permutation(rest)[:count]
+    tokens_T[places_Q], targets_T[places_Q] = keys_P[asked_Q], values_P[asked_Q]

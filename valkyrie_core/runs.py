@@ -44,6 +44,7 @@ from valkyrie_core.report import (
 )
 
 if TYPE_CHECKING:
+    from valkyrie_core.allocate.proxy import Score as Score
     from valkyrie_core.allocate.search import SearchConfig
     from valkyrie_core.data.tokenizer import Tokenizer
     from valkyrie_core.infer.chat import ChatSession
@@ -75,6 +76,7 @@ __all__ = [
     "open_chat",
     "read",
     "sampling",
+    "search_config",
     "show_run",
     "train",
     "typed_path",
@@ -548,6 +550,25 @@ def allocate_search(
         told=told,
         resume_command=resume_command or f"valkyrie allocate {name} --search",
     )
+
+
+def search_config(
+    *,
+    steps: int | None = None,
+    recall_steps: int | None = None,
+    width: int | None = None,
+    seeds: int | None = None,
+) -> SearchConfig:
+    """The usual search with some of its sizes changed; None leaves one as it is.
+
+    Args:
+        steps, recall_steps: of the longest trainings on text and on MQAR.
+        width: channels of the models that learn text.
+        seeds: of the last rung.
+    """
+    from valkyrie_core.allocate.search import search_config
+
+    return search_config(steps=steps, recall_steps=recall_steps, width=width, seeds=seeds)
 
 
 def allocate_importance(

@@ -13,7 +13,7 @@ from valkyrie_cli.progress import ReadingDisplay
 from valkyrie_cli.render import JsonOption, RunsDirOption, SetOption, emit, human_seconds, say
 
 if TYPE_CHECKING:
-    from valkyrie_core.allocate.proxy import Score
+    from valkyrie_core.runs import Score
 
 WINDOW = 64
 """Tokens that windowed attention sees, if nobody says."""
@@ -158,9 +158,9 @@ def allocate(
         return
     resolved = resolve(recipe, overrides or [])
     if search:
-        from valkyrie_core.allocate.search import search_config
-
-        config = search_config(steps=steps, recall_steps=recall_steps, width=width, seeds=seeds)
+        config = runs.search_config(
+            steps=steps, recall_steps=recall_steps, width=width, seeds=seeds
+        )
         command = _command(recipe, searching, out, overrides or [])
         result = runs.allocate_search(
             resolved, config, out=out, processes=processes or 2, told=_tell, resume_command=command

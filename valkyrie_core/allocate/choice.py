@@ -9,6 +9,8 @@ from valkyrie_core.allocate.statistics import Mean, difference, mean_of, seeds_n
 
 TIE = 0.02
 """Shares of recalled queries that differ by less are a tie."""
+LEARNED = 0.25
+"""The share of the way from guessing to all queries at which recall has begun."""
 WORST = float("inf")
 CHOICE_RULE = (
     "of the candidates whose loss is within noise of the best one's (the 95 % interval of the "
@@ -112,11 +114,12 @@ def choose(scored: Sequence[Scored], guessing: float) -> Choice:
         return Choice(None, "not enough evidence: every training diverged")
     if len(able[0].bpb) < 2:
         return Choice(None, "not enough evidence: one seed says nothing about noise", 3)
-    if max(one.mean_recall.value for one in able) < 2 * guessing:
+    learned = guessing + LEARNED * (1 - guessing)
+    if max(one.mean_recall.value for one in able) < learned:
         return Choice(
             None,
-            f"not enough evidence: no candidate recalls more than twice what guessing among a "
-            f"problem's values does ({guessing:.3f}) - more --recall-steps may show who can",
+            f"not enough evidence: no candidate recalls {learned:.3f} (guessing among a problem's "
+            f"values: {guessing:.3f}) - more --recall-steps may show who can",
         )
     lowest = min(able, key=lambda one: one.mean_bpb.value)
     near = [one for one in able if difference(one.bpb, lowest.bpb).reaches_zero]

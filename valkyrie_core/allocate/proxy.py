@@ -44,7 +44,7 @@ class LanguageProxy(Config):
     """Tokens per sequence; the recipe's where that is less."""
     batch_size: int = Field(default=4, ge=1)
     """Sequences per step."""
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=200, ge=1)
     """Steps of the last rung."""
     eval_tokens: int = Field(default=16_384, ge=64)
     """Validation tokens per corpus."""
@@ -57,7 +57,7 @@ class RecallProxy(Config):
     """Channels of the residual stream."""
     batch_size: int = Field(default=16, ge=1)
     """Problems per step."""
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=300, ge=1)
     """Steps of the last rung."""
     test_problems: int = Field(default=64, ge=1)
     """Problems for each number of pairs."""

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from valkyrie_core.infer.sampling import SamplingConfig
     from valkyrie_core.nn.model import HybridLM
     from valkyrie_core.recipe import Recipe, Resolved
-    from valkyrie_core.runs_allocate import Told
+    from valkyrie_core.runs_allocate_search import Told
     from valkyrie_core.train.load import LoadedRun
     from valkyrie_core.train.progress import StepEvent as StepEvent
 
@@ -539,7 +539,7 @@ def allocate_search(
         RunInUseError: another process searches in the same folder.
     """
     from valkyrie_core.allocate.search import SearchConfig
-    from valkyrie_core.runs_allocate import search_layouts
+    from valkyrie_core.runs_allocate_search import search_layouts
 
     name = resolved.recipe.name
     return search_layouts(

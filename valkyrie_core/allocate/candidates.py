@@ -15,9 +15,10 @@ from valkyrie_core.nn.rwkv import RWKV7Config
 SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 """Shares of attention among the layers; an eighth only where there are eight layers."""
 LEAST_HEAD = {RECURRENT: 16, ATTENTION: 32}
-"""Proxies keep the number of heads, but none narrower: rotary attention with heads of 16 learns
-recall many times later than with heads of 32."""
+"""Proxies keep the number of heads, but none narrower: where rotary attention with heads of 32 had
+learned recall, heads of 16 had not begun."""
 SHORTEST_WINDOW = 8
+"""Tokens that a window of a proxy has at least."""
 
 
 class Candidate(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from valkyrie_core.allocate.candidates import Candidate, designed, narrowed
+from valkyrie_core.allocate.candidates import SHORTEST_WINDOW, Candidate, designed, narrowed
 from valkyrie_core.config import Config
 from valkyrie_core.data.batch import IGNORED, Batch
 from valkyrie_core.data.dataset import Dataset
@@ -106,29 +106,23 @@ class Score(Config):
 
 def proxy_model(recipe: Recipe, job: Job, config: ProxyConfig) -> HybridLMConfig:
     """The small model of a job; all candidates of a task have equal parameters."""
-    if job.task == "language":
-        length = min(config.language.context_len, recipe.train.context_len)
-        small = narrowed(
-            recipe.model, config.language.width, shortened=length / recipe.train.context_len
-        )
-    else:
-        mqar = config.recall.mqar
-        small = narrowed(
-            recipe.model,
-            config.recall.width,
-            vocab_size=mqar.vocab_size,
-            shortened=mqar.length / recipe.train.context_len,
-        )
-    # the window belongs to the recipe's length
-    scale = 1.0 if job.window is None else _window_scale(recipe, job, config)
-    window = None if job.window is None else max(8, round(job.window * scale))
+    language, mqar = job.task == "language", config.recall.mqar
+    length = language_context(recipe, config) if language else mqar.length
+    # a window is as large a share of the proxy's context as it is of the recipe's
+    shortened = length / recipe.train.context_len
+    small = narrowed(
+        recipe.model,
+        config.language.width if language else config.recall.width,
+        vocab_size=None if language else mqar.vocab_size,
+        shortened=shortened,
+    )
+    window = None if job.window is None else max(SHORTEST_WINDOW, round(job.window * shortened))
     return designed(small, Candidate(job.candidate, job.layers, window))
 
 
-def _window_scale(recipe: Recipe, job: Job, config: ProxyConfig) -> float:
-    if job.task == "recall":
-        return config.recall.mqar.length / recipe.train.context_len
-    return min(config.language.context_len, recipe.train.context_len) / recipe.train.context_len
+def language_context(recipe: Recipe, config: ProxyConfig) -> int:
+    """Tokens per sequence of the proxies that learn text."""
+    return min(config.language.context_len, recipe.train.context_len)
 
 
 def run(
@@ -150,7 +144,7 @@ def run(
     model = HybridLM(proxy_model(recipe, job, config))
     if job.task == "language":
         data, own = dataset(), config.language
-        length = min(own.context_len, recipe.train.context_len)
+        length = language_context(recipe, config)
         train = SupervisedConfig(steps=job.steps, batch_size=own.batch_size, context_len=length)
         batch = training_batches(data, train, job.seed)
         learns = fit(model, batch, job.steps, recipe.train.optimizer, recipe.train.schedule, poll)

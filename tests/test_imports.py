@@ -34,6 +34,7 @@ CORE = frozenset(
         "train",
     }
     | {"infer", "evaluate", "machine", "plan"}
+    | {"allocate"}
 )
 BASE = frozenset({"cache", "config", "errors"})
 ARROWS: dict[str, frozenset[str]] = {
@@ -51,6 +52,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "data": BASE,
     "machine": BASE,
     "plan": BASE | {"machine", "kernels", "nn", "data", "train", "recipe", "report"},
+    "allocate": BASE | {"nn", "data", "train", "evaluate", "infer", "recipe", "report", "machine"},
     "train": BASE | {"nn", "data", "recipe", "report", "machine"},
     "infer": BASE | {"nn", "data", "report"},
     "evaluate": BASE | {"nn", "data", "report", "infer", "machine"},

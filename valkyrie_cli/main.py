@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from valkyrie_cli import errors, render
 from valkyrie_cli.commands import (
+    allocate,
     chat,
     doctor,
     evaluate,
@@ -103,6 +104,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("read")(read.read)
+app.command("allocate")(allocate.allocate)
 app.add_typer(runs.app, name="runs", cls=Group)
 app.add_typer(recipe.app, name="recipe", cls=Group)
 app.add_typer(tokenizer.app, name="tokenizer", cls=Group)

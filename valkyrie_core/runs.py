@@ -24,17 +24,20 @@ from valkyrie_core.errors import UsageError
 from valkyrie_core.inventory import RunPlace, find_run, is_transcript, list_runs, show_run
 from valkyrie_core.paths import typed_path
 from valkyrie_core.report import (
+    AllocateReport,
     ChatReport,
     ChatTurn,
     DoctorReport,
     EvalReport,
     GenerateReport,
+    ImportanceReport,
     KVFormat,
     LongContextReport,
     PlanReport,
     ReadReport,
     RecurrentFormat,
     Sampling,
+    SearchReport,
     TokenizerBuildReport,
     TokenizerEvalReport,
     TrainReport,
@@ -42,11 +45,14 @@ from valkyrie_core.report import (
 )
 
 if TYPE_CHECKING:
+    from valkyrie_core.allocate.proxy import Score as Score
+    from valkyrie_core.allocate.search import SearchConfig
     from valkyrie_core.data.tokenizer import Tokenizer
     from valkyrie_core.infer.chat import ChatSession
     from valkyrie_core.infer.sampling import SamplingConfig
     from valkyrie_core.nn.model import HybridLM
-    from valkyrie_core.recipe import Recipe
+    from valkyrie_core.recipe import Recipe, Resolved
+    from valkyrie_core.runs_allocate_search import Told
     from valkyrie_core.train.load import LoadedRun
     from valkyrie_core.train.progress import StepEvent as StepEvent
 
@@ -54,6 +60,9 @@ __all__ = [
     "Loaded",
     "OpenedChat",
     "RunPlace",
+    "allocate",
+    "allocate_importance",
+    "allocate_search",
     "build_tokenizer",
     "chat_report",
     "doctor",
@@ -69,6 +78,7 @@ __all__ = [
     "plan",
     "read",
     "sampling",
+    "search_config",
     "show_run",
     "train",
     "typed_path",
@@ -492,3 +502,119 @@ def evaluate_tokenizer(recipe: Recipe) -> TokenizerEvalReport:
     from valkyrie_core.runs_tokenizer import score
 
     return score(recipe)
+
+
+def allocate(
+    resolved: Resolved,
+    *,
+    ratio: str | None = None,
+    pattern: str | None = None,
+    preset: str | None = None,
+    match: Literal["params", "flops"] | None = None,
+    out: str | Path | None = None,
+) -> AllocateReport:
+    """The stack of a recipe, and what it becomes with its layers rearranged; trains nothing.
+
+    Args:
+        resolved: the recipe and its text, from `valkyrie_core.recipe.resolve`.
+        ratio: recurrent:attention, such as `3:1`.
+        pattern: letters and names of blocks, such as `R R R A`.
+        preset: one of `valkyrie_core.allocate.layout.PRESETS`.
+        match: keep parameters or training FLOPs per token by resizing the ffns.
+        out: a new recipe file with the design; never overwritten.
+
+    Raises:
+        UsageError: the design is nonsense, can't be matched, or the file exists.
+    """
+    from valkyrie_core.runs_allocate import show_or_design
+
+    return show_or_design(
+        resolved,
+        ratio=ratio,
+        pattern=pattern,
+        preset=preset,
+        match=match,
+        out=None if out is None else typed_path(out),
+    )
+
+
+def allocate_search(
+    resolved: Resolved,
+    config: SearchConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    processes: int = 2,
+    told: Told = lambda _score, _done, _eta: None,
+    resume_command: str | None = None,
+) -> SearchReport:
+    """Scores layouts by short trainings of small models and writes the recipe of the best one.
+
+    Results lie in `runs_dir/allocate/NAME-HASH`, one file a training: what is there is not trained
+    again, and another recipe or configuration has another folder.
+
+    Args:
+        resolved: the recipe and its text, from `valkyrie_core.recipe.resolve`.
+        config: budgets and rungs; None: the usual ones.
+        out: the recipe to write; None: recipes/NAME-allocated.yaml in the current folder.
+        processes: trainings at a time, one thread each; changes no result.
+        told: called after every training.
+
+    Raises:
+        UsageError: the file to write exists.
+        StoppedError: a signal came; the finished trainings are kept.
+        RunInUseError: another process searches in the same folder.
+    """
+    from valkyrie_core.allocate.search import SearchConfig
+    from valkyrie_core.runs_allocate_search import search_layouts
+
+    name = resolved.recipe.name
+    return search_layouts(
+        resolved,
+        config or SearchConfig(),
+        out=typed_path(out or Path("recipes", f"{name}-allocated.yaml")),
+        processes=processes,
+        told=told,
+        resume_command=resume_command or f"valkyrie allocate {name} --search",
+    )
+
+
+def search_config(
+    *,
+    steps: int | None = None,
+    recall_steps: int | None = None,
+    width: int | None = None,
+    seeds: int | None = None,
+) -> SearchConfig:
+    """The usual search with some of its sizes changed; None leaves one as it is.
+
+    Args:
+        steps, recall_steps: of the longest trainings on text and on MQAR.
+        width: channels of the models that learn text.
+        seeds: of the last rung.
+    """
+    from valkyrie_core.allocate.search import search_config
+
+    return search_config(steps=steps, recall_steps=recall_steps, width=width, seeds=seeds)
+
+
+def allocate_importance(
+    run: str | Path | None = None,
+    *,
+    runs_dir: str | Path = "runs",
+    window: int = 64,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ImportanceReport:
+    """Which layers of a run could become recurrent: KL when one of them is windowed or removed.
+
+    Args:
+        window: last tokens that windowed attention sees.
+        progress: called with what is read, how much of it, and the total.
+
+    Raises:
+        MissingError: there is no such run, or its texts are gone.
+        CheckpointError: no checkpoint is valid.
+        UsageError: the window is no shorter than the context.
+    """
+    from valkyrie_core.runs_allocate import layer_importance
+
+    return layer_importance(find_run(run, runs_dir), window=window, told=progress)

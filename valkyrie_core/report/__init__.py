@@ -6,6 +6,17 @@ means does not change under the same schema.
 
 from __future__ import annotations
 
+from valkyrie_core.report.allocation import (
+    AllocateReport,
+    CandidateScore,
+    Estimate,
+    ImportanceReport,
+    LayerImportance,
+    LayerPicture,
+    MatchedSize,
+    SearchReport,
+    StackPicture,
+)
 from valkyrie_core.report.base import KVFormat, Part, RecurrentFormat, Report, Weights
 from valkyrie_core.report.evaluation import CorpusScore, EvalReport
 from valkyrie_core.report.inference import (
@@ -35,6 +46,8 @@ from valkyrie_core.report.tokenizers import (
 from valkyrie_core.report.training import CorpusCounts, SplitCounts, TrainReport
 
 __all__ = [
+    "AllocateReport",
+    "CandidateScore",
     "ChatReport",
     "ChatTurn",
     "Check",
@@ -43,12 +56,17 @@ __all__ = [
     "CorpusScore",
     "DoctorReport",
     "EffectiveContext",
+    "Estimate",
     "EvalReport",
     "GenerateReport",
+    "ImportanceReport",
     "KVFormat",
+    "LayerImportance",
+    "LayerPicture",
     "LengthCost",
     "LongContextReport",
     "LongReading",
+    "MatchedSize",
     "Part",
     "PlanReport",
     "PositionScore",
@@ -60,7 +78,9 @@ __all__ = [
     "RunsListReport",
     "RunsShowReport",
     "Sampling",
+    "SearchReport",
     "SplitCounts",
+    "StackPicture",
     "TokenizerBuildReport",
     "TokenizerEvalReport",
     "TokenizerScore",

@@ -1,0 +1,85 @@
+"""The stack, a row a layer: what each layer is, holds and costs. No weights are made."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from valkyrie_core.allocate.match import build_meta, layers_of
+from valkyrie_core.nn.attention import Attention
+from valkyrie_core.nn.block import Block
+from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+
+VALUE_BYTES = 2
+"""Bytes of a weight, key or value when decoding in bf16; recurrent states are in fp32 always."""
+
+
+class LayerRow(NamedTuple):
+    """One layer, or what stands before and after the layers."""
+
+    layer: int | None
+    """From 0; None for the embedding and the head."""
+    block: str
+    """The block's name in the recipe."""
+    mixer: str
+    ffn: str
+    position: str
+    """How attention knows positions; empty for recurrent layers."""
+    window: int | None
+    """How many last tokens attention sees; None: all."""
+    parameters: int
+    """The row's own, norms included."""
+    flops: int
+    """Forward and backward operations per token of training, averaged over the context."""
+    state_bytes: int
+    """What one sequence's keys, values and states take after the context, in bf16 and fp32."""
+
+
+def picture(model: HybridLMConfig, context_len: int) -> list[LayerRow]:
+    """The rows of a model: embedding, layers, head. Their parameters add up to the model's."""
+    built = build_meta(model)
+    rows = [_outer(built, "embedding", built.embedding_norm, built.embedding)]
+    for layer, (name, block) in enumerate(zip(model.core.layers, layers_of(built), strict=True)):
+        rows.append(_row(layer, name, model, block, context_len))
+    # a tied head has no parameters of its own
+    head = [built.head_norm] if model.head == "tied" else [built.head_norm, built.head]
+    flops = 3 * 2 * built.head.weight.numel()
+    return [*rows, _outer(built, "head", *head)._replace(flops=flops)]
+
+
+def decode_bytes(model: HybridLM, context_len: int) -> int:
+    """Bytes that are read for one token after a context, in bf16: weights once, states whole.
+
+    Of the embedding one row is read; a tied one is read whole, as the head.
+    """
+    weights = model.num_parameters()
+    if model.config.head != "tied":
+        weights -= model.embedding.weight.numel() - model.config.dim
+    costs = (c for layer in layers_of(model) for c in layer.costs(context_len, VALUE_BYTES))
+    return VALUE_BYTES * weights + sum(cost.state_bytes for cost in costs)
+
+
+def _row(layer: int, name: str, model: HybridLMConfig, block: Block, context_len: int) -> LayerRow:
+    config = model.core.blocks[name]
+    attention = block.mixer if isinstance(block.mixer, Attention) else None
+    costs = block.costs(context_len, VALUE_BYTES)
+    return LayerRow(
+        layer,
+        name,
+        config.mixer.type,
+        config.ffn.type,
+        attention.position.type if attention else "",
+        attention.window if attention else None,
+        _count(block),
+        sum(cost.training_flops for cost in costs),
+        sum(cost.state_bytes for cost in costs),
+    )
+
+
+def _outer(model: HybridLM, name: str, *modules: nn.Module) -> LayerRow:
+    return LayerRow(None, name, "", "", "", None, sum(map(_count, modules)), 0, 0)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

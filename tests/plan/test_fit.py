@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.plan.recipes import TINY
-from valkyrie_core.plan.fit import Fit, fit, ladders
+from valkyrie_core.plan.fit import LITTLE_MEMORY, Fit, changed, fit, ladders
 from valkyrie_core.recipe import Recipe
 
 
@@ -50,6 +50,25 @@ def test_checkpointing_comes_before_both(recipe: Recipe) -> None:
     found = search(single, 1050)
     assert found.best is not None
     assert found.best.changes == ("train.activation_checkpointing=true",)
+
+
+def test_little_memory_comes_last_and_loads(recipe: Recipe) -> None:
+    def narrow(one: Recipe) -> int:
+        return peak(one) // (2 if one.train.weights == "bf16" else 1)
+
+    found = fit(recipe, 600, narrow, list(ladders(recipe)))
+    assert found.best is not None
+    assert found.best.changes == LITTLE_MEMORY
+    changed_recipe = changed(recipe, found.best.changes)
+    assert changed_recipe.train.update == "in_backward"
+    long = recipe.model_copy(update={"train": recipe.train.model_copy(update={"context_len": 256})})
+
+    def by_context(one: Recipe) -> int:
+        return narrow(one) + one.train.context_len
+
+    found = fit(long, 640, by_context, list(ladders(long)))
+    assert found.best is not None
+    assert found.best.changes[-2:] == ("train.context_len=128", "train.context_schedule=[]")
 
 
 def test_nothing_fits(recipe: Recipe) -> None:

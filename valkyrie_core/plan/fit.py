@@ -1,7 +1,8 @@
 """The cheapest change of a recipe that fits a budget of memory.
 
-Changes stand in an order: what costs nothing first, what costs time next. None of them changes what
-is learned. They are `KEY=VALUE` overrides, to be pasted behind `--set`.
+Changes stand in an order: what costs nothing first, what costs time next, and last what changes
+what is learned: matrices in bf16, another optimizer, one sequence to a step, shorter ones. They are
+`KEY=VALUE` overrides, to be pasted behind `--set`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,22 @@ from typing import NamedTuple
 
 from valkyrie_core.errors import RecipeError
 from valkyrie_core.recipe import Recipe, resolve_bytes
+from valkyrie_core.train.fitting import SHORTEST_CONTEXT
 
 Changes = tuple[str, ...]
 """Overrides of a recipe; none: as it is."""
 Ladder = Sequence[Changes]
 """Changes of one kind, each taking less memory than the one before."""
+
+
+LITTLE_MEMORY: Changes = (
+    "train.activation_checkpointing=true",
+    "train.grad_accum_steps=1",
+    "train.batch_size=1",
+    "train.optimizer={type: adafactor}",
+    "train.weights=bf16",
+    "train.update=in_backward",
+)
 
 
 class Proposal(NamedTuple):
@@ -74,7 +86,7 @@ def fit(
 
 def ladders(recipe: Recipe) -> Iterator[Ladder]:
     """What may be changed, the cheapest kind first: nothing; more and smaller micro-batches;
-    activation checkpointing (a third more operations); both."""
+    activation checkpointing (a third more operations); both; what `train.fit` would do."""
     train = recipe.train
     counts = range(train.grad_accum_steps + 1, train.batch_size + 1)
     smaller = [(f"train.grad_accum_steps={n}",) for n in counts if train.batch_size % n == 0]
@@ -84,6 +96,15 @@ def ladders(recipe: Recipe) -> Iterator[Ladder]:
         again = "train.activation_checkpointing=true"
         yield [(again,)]
         yield [(*one, again) for one in smaller]
+    yield [(*LITTLE_MEMORY, *shorter) for shorter in _shorter(train.context_len)]
+
+
+def _shorter(context_len: int) -> Iterator[Changes]:
+    """The context as it is, and half as long again and again."""
+    yield ()
+    while context_len % 2 == 0 and context_len // 2 >= SHORTEST_CONTEXT:
+        context_len //= 2
+        yield (f"train.context_len={context_len}", "train.context_schedule=[]")
 
 
 def changed(recipe: Recipe, changes: Changes) -> Recipe:

@@ -9,6 +9,7 @@ import torch
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.plan import disk, fit, flops
+from valkyrie_core.plan.depth import StepEstimator
 from valkyrie_core.plan.devices import ASSUMED_MFU, ASSUMED_START, PUBLISHED, Device
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.plan.seconds import Rates, least_seconds, step_seconds
@@ -247,11 +248,12 @@ def _seconds(
 
 def _fit(training: Training, here: Here, budget: Budget, size: PlanBytes) -> MemoryFit:
     recipe, first = training.recipe, size.needed or size.peak
+    estimate = StepEstimator(here.precision, here.rates)
 
     def peak(other: Recipe) -> int:
         if other == recipe:
             return first
-        tensors = training.like(other, here.precision).largest_step().peak
+        tensors = estimate(other).tensors
         return needed(tensors, here) or tensors
 
     found = fit.fit(recipe, budget.size, peak, list(fit.ladders(recipe)))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import alone, result, tables
-from valkyrie_core import Recipe, runs
+from valkyrie_core import Recipe, runs, runs_fit
 from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.machine.memory import peak_memory
@@ -75,12 +75,12 @@ def _file(recipe: str) -> Path:
 
 
 def _measure(name: str, steps: int | None) -> None:
-    recipe = Recipe.load(name)
+    recipe = runs_fit.fitted(Recipe.load(name, [f"runs_dir={FOLDER}"]), goes_on=False)
     report = runs.plan(recipe, progress=lambda what: log.info("  %s", what))
     precision = resolve_precision(recipe.train.precision, resolve_device(recipe.device))
     size, cost = report.bytes, report.flops_per_token
     # once for what is built and packed on the way: compilers and texts are no part of a training
-    for _ in range(2):
+    for _ in range(2 if name in RECIPES else 1):
         peak, seconds, checkpoint = alone.call(
             "benchmarks.plan_accuracy", "train_alone", name, steps or recipe.train.steps
         )

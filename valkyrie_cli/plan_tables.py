@@ -77,8 +77,11 @@ def _draw_memory(report: PlanReport, console: Console) -> None:
         ),
         ("peak of all tensors", size.peak, "within one step, temporaries included"),
         ("Python and libraries", size.held, "measured here: a training of next to nothing"),
-        ("needed", size.needed, "predicted: both, and a tenth for what the heap wastes"),
-        ("peak of the process", size.process_peak, "predicted, with the file that is compared"),
+        (
+            "peak of the process",
+            size.process_peak,
+            "predicted: both, and a tenth for what the heap wastes",
+        ),
         ("a checkpoint on the disk", size.checkpoint, ""),
         ("checkpoints at one time", size.checkpoints, "newest, best, one being written"),
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from valkyrie_core.plan.depth import StepEstimator
-from valkyrie_core.plan.recipe_plan import Here, needed
+from valkyrie_core.plan.recipe_plan import Here, process_peak
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.runs_plan import examine
 from valkyrie_core.train.config import SupervisedConfig
@@ -46,7 +46,7 @@ def fitted(recipe: Recipe, *, goes_on: bool) -> Recipe:
 
     def cost(train: SupervisedConfig) -> StepCost:
         step = estimate(recipe.model_copy(update={"train": train}))
-        return StepCost(needed(step.tensors, here) or step.tensors, step.seconds)
+        return StepCost(process_peak(step.tensors, here) or step.tensors, step.seconds)
 
     written = cost(recipe.train)
     found = fit(recipe.train, cost, here.memory)

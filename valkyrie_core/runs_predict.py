@@ -6,14 +6,12 @@ import logging
 from collections.abc import Callable
 
 from valkyrie_core.machine.memory import peak_memory
+from valkyrie_core.plan.depth import StepEstimator
 from valkyrie_core.plan.recipe_plan import process_peak
-from valkyrie_core.plan.seconds import step_seconds
-from valkyrie_core.plan.trace import Training
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report.training import StepCost
 from valkyrie_core.runs_plan import examine
 from valkyrie_core.train.progress import StepEvent
-from valkyrie_core.train.stages import stages
 
 log = logging.getLogger("valkyrie")
 
@@ -52,12 +50,11 @@ def predict(recipe: Recipe) -> StepCost:
     """What the plan says of the training's first stage; the process's own memory only where it
     was measured before, by `valkyrie plan`: that takes ten seconds."""
     here = examine(recipe, measure_held=False)
-    training = Training(recipe, here.precision)
-    step = training.step(stages(recipe.train)[0])
-    return StepCost(
-        seconds_per_step=step_seconds(step.work, here.rates),
-        peak_bytes=process_peak(training, step, here),
-    )
+    # the first steps are of the first stage
+    train = recipe.train.model_copy(update={"context_schedule": ()})
+    estimate = StepEstimator(here.precision, here.rates)
+    step = estimate(recipe.model_copy(update={"train": train}))
+    return StepCost(seconds_per_step=step.seconds, peak_bytes=process_peak(step.tensors, here))
 
 
 def measured(recipe: Recipe, tokens_per_second: float | None) -> StepCost:

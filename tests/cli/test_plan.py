@@ -25,7 +25,7 @@ def test_json_has_everything_that_was_promised(cli: Cli, cache: Path) -> None:
     assert size["weights"] == 4 * report["parameters"]["total"]
     assert size["activations"]["kept"] > size["activations"]["recomputed"]
     assert size["peak"] >= size["weights"] + size["optimizer"]
-    assert size["process_peak"] > size["needed"] > size["peak"]
+    assert size["process_peak"] > size["peak"]
     here, *others = report["seconds"]
     assert not here["published"]
     assert here["step"] > here["step_at_peak"] > 0

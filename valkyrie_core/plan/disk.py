@@ -41,11 +41,6 @@ def checkpoint_size(training: Training) -> Disk:
     return Disk(size, carried, training.recipe.train.keep_last + 2)
 
 
-def largest_file(training: Training) -> int:
-    """Bytes of the larger one of a checkpoint's two files of tensors."""
-    return max(_tensor_files(training))
-
-
 def _tensor_files(training: Training) -> tuple[int, int]:
     weights, optimizer = training.tensors()
     saved = {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}

@@ -59,23 +59,11 @@ class Budget(NamedTuple):
     """Whether somebody said so; else it is what this machine has free."""
 
 
-def needed(tensors: int, here: Here) -> int | None:
-    """Bytes of memory that a training process must have, where its tensors take so many."""
+def process_peak(tensors: int, here: Here) -> int | None:
+    """Bytes of the training process at its peak, where its tensors take so many."""
     if torch.device(here.device).type != "cpu":
         return tensors
     return None if here.held is None else here.held + round((1 + FRAGMENTATION) * tensors)
-
-
-def process_peak(training: Training, step: StepMemory, here: Here) -> int | None:
-    """What the system will call the peak of the process.
-
-    A checkpoint's files are mapped to be compared with memory, and pages of files count as well;
-    the system takes them back where memory is short, so they are not `needed`.
-    """
-    least = needed(step.peak, here)
-    if least is None or torch.device(here.device).type != "cpu":
-        return least
-    return least + disk.largest_file(training)
 
 
 def make_plan(recipe: Recipe, here: Here, budget: Budget | None, *, threads: int) -> PlanReport:
@@ -160,8 +148,7 @@ def _bytes(
         activations=ActivationBytes(recipe=step.activations, kept=kept, recomputed=recomputed),
         peak=step.peak,
         held=here.held,
-        needed=needed(step.peak, here),
-        process_peak=process_peak(training, step, here),
+        process_peak=process_peak(step.peak, here),
         states=states,
         weights_read=flops.weights_read(model),
         checkpoint=checkpoints.checkpoint + checkpoints.carried,
@@ -228,7 +215,9 @@ def _seconds(
     mine = Device(here.name, rates.flops_per_second, rates.bytes_per_second, here.memory)
     basis = "every operation of a traced step at the measured rates, one after the other"
     found = [
-        estimate(mine, rates, here.precision, step_seconds(step.work, rates), basis, size.needed)
+        estimate(
+            mine, rates, here.precision, step_seconds(step.work, rates), basis, size.process_peak
+        )
     ]
     if here.precision != "bf16":
         step = training.like(recipe, "bf16").step(step.stage)
@@ -247,14 +236,14 @@ def _seconds(
 
 
 def _fit(training: Training, here: Here, budget: Budget, size: PlanBytes) -> MemoryFit:
-    recipe, first = training.recipe, size.needed or size.peak
+    recipe, first = training.recipe, size.process_peak or size.peak
     estimate = StepEstimator(here.precision, here.rates)
 
     def peak(other: Recipe) -> int:
         if other == recipe:
             return first
         tensors = estimate(other).tensors
-        return needed(tensors, here) or tensors
+        return process_peak(tensors, here) or tensors
 
     found = fit.fit(recipe, budget.size, peak, list(fit.ladders(recipe)))
     tried = [_change(one) for one in found.tried]

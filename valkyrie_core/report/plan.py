@@ -94,12 +94,9 @@ class PlanBytes(Part):
     """The most that tensors take at one time in a step."""
     held: int | None
     """What Python and libraries hold in a training process: measured on this machine."""
-    needed: int | None
-    """Memory that a training process must have, predicted: tensors, what the heap wastes between
-    them, and what is held."""
     process_peak: int | None
-    """What the system will call the peak of the process, predicted: the largest file of a
-    checkpoint besides, which is mapped to be compared with memory."""
+    """The most that the training process takes, predicted: tensors, what the heap wastes between
+    them, and what is held."""
     states: list[StateBytes]
     """Per sequence, at 1k to 128k tokens."""
     weights_read: int

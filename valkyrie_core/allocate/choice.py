@@ -19,7 +19,8 @@ CHOICE_RULE = (
 )
 RUNG_RULE = (
     "the better half by Pareto rank over loss, recall, decode bytes and training FLOPs (seed "
-    "means), equal ranks by recall, then by loss; all-recurrent and all-attention always go on"
+    "means), equal ranks by recall in steps of 0.02, then by loss; "
+    "all-recurrent and all-attention always go on"
 )
 
 
@@ -93,7 +94,11 @@ def better_half(scored: Sequence[Scored]) -> list[str]:
     ranks = pareto_ranks([one.objectives for one in scored])
     order = sorted(
         range(len(scored)),
-        key=lambda i: (ranks[i], -scored[i].mean_recall.value, scored[i].mean_bpb.value),
+        key=lambda i: (
+            ranks[i],
+            -round(scored[i].mean_recall.value / TIE),
+            scored[i].mean_bpb.value,
+        ),
     )
     going = set(order[: -(-len(scored) // 2)])
     going |= {i for i, one in enumerate(scored) if one.is_baseline}

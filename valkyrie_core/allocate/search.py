@@ -41,8 +41,9 @@ class SearchConfig(Config):
 
     proxy: ProxyConfig = ProxyConfig()
     rungs: tuple[Rung, ...] = (
-        Rung(share=0.5, seeds=1),
-        Rung(share=0.75, seeds=2),
+        # no shorter: what has not begun to recall can't be told from what never will
+        Rung(share=2 / 3, seeds=1),
+        Rung(share=0.8, seeds=2),
         Rung(share=1.0, seeds=3),
     )
 

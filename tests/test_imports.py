@@ -53,7 +53,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "machine": BASE,
     "plan": BASE | {"machine", "kernels", "nn", "data", "train", "recipe", "report"},
     "allocate": BASE | {"nn", "data", "train", "evaluate", "infer", "recipe", "report", "machine"},
-    "train": BASE | {"nn", "data", "recipe", "report", "machine"},
+    "train": BASE | {"kernels", "nn", "data", "recipe", "report", "machine"},
     "infer": BASE | {"nn", "data", "report"},
     "evaluate": BASE | {"nn", "data", "report", "infer", "machine"},
 }

@@ -1,10 +1,8 @@
 """torch's Adafactor, with fp32 arithmetic and random rounding for matrices stored in bf16.
 
 Shazeer & Stern 2018 (arXiv 1804.04235). The second moment of a matrix is kept as one number per row
-and one per column, and there is no first moment: the optimizer remembers next to nothing. A bf16
-number has 8 bits: an update smaller than a 256th of a weight would be rounded away, every time. So
-an update is computed in fp32 and rounded up or down at random, with the chances that keep its mean
-(Gupta et al. 2015, arXiv 1502.02551).
+and one per column, and there is no first moment: the optimizer remembers next to nothing. What
+bf16 asks for is in `kernels/adafactor.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-AT_ONCE = 1 << 24
-"""Numbers that are rounded at once: what is drawn for them stays small."""
+from valkyrie_core.kernels import adafactor as kernel
 
 
 class Adafactor(torch.optim.Adafactor):
@@ -36,54 +33,64 @@ class Adafactor(torch.optim.Adafactor):
         """One update of every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("a closure is not supported")
-        gradients = {
-            parameter: parameter.grad
+        due = [
+            (parameter, parameter.grad, group)
             for group in self.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
-        }
-        narrow = [parameter for parameter in gradients if parameter.dtype == torch.bfloat16]
-        for parameter in narrow:
+        ]
+        narrow = [one for one in due if one[0].dtype == torch.bfloat16]
+        for parameter, _, _ in narrow:
             parameter.grad = None
         self._step()
         # one at a time: fp32 copies of all of them would be the memory that bf16 saves
-        for parameter in gradients:
+        for parameter, _, _ in due:
             parameter.grad = None
-        for parameter in narrow:
-            self._step_in_fp32(parameter, gradients[parameter])
-        for parameter, gradient in gradients.items():
+        for parameter, gradient, group in narrow:
+            if kernel.serves(parameter):
+                self._step_natively(parameter, gradient, group)
+            else:
+                self._step_in_fp32(parameter, gradient)
+        for parameter, gradient, _ in due:
             parameter.grad = gradient
         return None
 
     def _step(self) -> None:
         super().step()  # type: ignore[no-untyped-call]
 
+    def _step_natively(
+        self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]
+    ) -> None:
+        state = self.state[parameter]
+        if not state:
+            # what torch's own would begin with, in fp32
+            rows, columns = parameter.shape
+            state["step"] = torch.tensor(0.0)
+            state["row_var"] = torch.zeros(rows, 1)
+            state["col_var"] = torch.zeros(1, columns)
+        state["step"] += 1
+        step = float(state["step"])
+        epsilon, least_scale = group["eps"]
+        kernel.adafactor_(
+            *(parameter, gradient, state["row_var"], state["col_var"]),
+            rate=min(group["lr"], step**-0.5),
+            share=step ** group["beta2_decay"],
+            epsilon=torch.finfo(torch.float32).eps if epsilon is None else epsilon,
+            least_scale=least_scale,
+            d=group["d"],
+            decay=group["lr"] * group["weight_decay"],
+            seed=self._seed(parameter),
+        )
+
     def _step_in_fp32(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         stored = parameter.data
         parameter.data = stored.float()
         parameter.grad = gradient.float()
         self._step()
-        step = int(self.state[parameter]["step"])
-        generator = torch.Generator(stored.device).manual_seed(
-            (self._places[parameter] << 40) + step
-        )
-        round_into(stored, parameter.data, generator)
+        kernel.round_into(stored, parameter.data, self._seed(parameter))
         parameter.grad = None
         parameter.data = stored
 
-
-def round_into(stored: Tensor, exact: Tensor, generator: torch.Generator) -> None:
-    """Writes fp32 numbers into a bf16 tensor, each to one of its two neighbours at random.
-
-    The chance of a neighbour is its nearness, so that the mean is the number itself. What bf16 can
-    hold is kept as it is.
-    """
-    flat, exact = stored.view(-1), exact.reshape(-1)
-    for start in range(0, flat.numel(), AT_ONCE):
-        piece = exact[start : start + AT_ONCE]
-        # bf16 is the upper half of fp32: adding up to 2^16 - 1 carries by chance
-        draws = torch.empty(-(-piece.numel() // 4), dtype=torch.int64, device=flat.device)
-        draws.random_(-(2**63), None, generator=generator)
-        lower = draws.view(torch.int16)[: piece.numel()].to(torch.int32) & 0xFFFF
-        upper = (piece.view(torch.int32) + lower) & -0x10000
-        flat[start : start + AT_ONCE] = upper.view(torch.float32).to(torch.bfloat16)
+    def _seed(self, parameter: nn.Parameter) -> int:
+        """64 bits that no other parameter and no other step has."""
+        return (self._places[parameter] << 32) + int(self.state[parameter]["step"])

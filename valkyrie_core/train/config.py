@@ -75,7 +75,7 @@ class FitConfig(Config):
     is said, kept in the run's recipe, and stays when the run goes on elsewhere.
     """
 
-    step_seconds: float = Field(default=180, gt=0)
+    step_seconds: float = Field(default=120, gt=0)
     """A step that would take longer is made of fewer tokens."""
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
+from valkyrie_core.kernels.adafactor import norm as norm_of
 from valkyrie_core.train.optim import Optimizers
 
 
@@ -49,7 +49,7 @@ class StepInBackward:
     def _hook(self, name: str) -> Callable[[Tensor], None]:
         def update(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            norm = float(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
+            norm = norm_of(parameter.grad)
             if not math.isfinite(norm):
                 raise self._diverged(name)
             self._square_sum += norm * norm

@@ -193,7 +193,9 @@ def _trainer(
     device = resolve_device(recipe.device)
     precision = resolve_precision(recipe.train.precision, device)
     log.info("training on %s in %s, %d threads", device, precision, torch.get_num_threads())
-    if device.type == "cpu":
+    if device.type == "cpu" and recipe.train.update == "after_backward":
+        # where gradients are not even kept, memory matters more than page faults: what stays with
+        # the process lies in pieces, twice as much as its tensors take
         keep_memory()
     binding = {
         "run": run.name,

@@ -2,6 +2,7 @@
 
     python -m benchmarks.plan_accuracy                         # measures what is still missing
     python -m benchmarks.plan_accuracy quickstart              # and another recipe
+    python -m benchmarks.plan_accuracy --run runs/3b_hybrid    # and a training that was done
     python -m benchmarks.plan_accuracy --tables                # only writes docs/plan.md anew
 
 Every training runs in a process of its own. A recipe that has a result is not measured again;
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import alone, result, tables
-from valkyrie_core import Recipe, runs, runs_fit
+from valkyrie_core import Recipe, runs
 from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.machine.memory import peak_memory
@@ -38,8 +39,6 @@ TINY = sorted(path.stem for path in (result.ROOT / "recipes" / "tiny").glob("*.y
 RECIPES = [f"tiny/{name}" for name in TINY]
 STEPS = 6
 """Of a training that is measured, where the recipe has more: enough for seconds and memory."""
-COUNTED_WEIGHTS = 100_000_000
-"""Larger models are not built to have their operations counted."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,11 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("recipes", nargs="*", help="besides the tiny ones: names or files")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a recipe that is no tiny one")
+    parser.add_argument("--run", type=Path, help="a run's folder: what its last sitting took")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the page")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
-        for recipe in [] if options.tables else [*RECIPES, *options.recipes]:
+        if options.run is not None:
+            _take(options.run)
+        for recipe in [] if options.tables or options.run else [*RECIPES, *options.recipes]:
             if not _file(recipe).exists():
                 log.info("%s", recipe)
                 _measure(recipe, None if recipe in RECIPES else options.steps)
@@ -74,20 +76,44 @@ def _file(recipe: str) -> Path:
     return FOLDER / f"{Path(recipe).stem}.json"
 
 
+def _take(run: Path) -> None:
+    """The result of a training that was done: its whole last sitting, from its report."""
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    if report["measured"] is None or report["measured"]["seconds_per_step"] is None:
+        raise OSError(f"{run}: its last sitting was too short to be measured")
+    real = {
+        "parameters": report["parameters"],
+        "process_peak": report["measured"]["peak_bytes"],
+        "step_seconds": report["measured"]["seconds_per_step"],
+        "checkpoint": sum(f.stat().st_size for f in Path(report["checkpoint"]).iterdir()),
+    }
+    _write(report["run"], Recipe.from_json(run / "recipe.json"), real)
+
+
 def _measure(name: str, steps: int | None) -> None:
-    recipe = runs_fit.fitted(Recipe.load(name, [f"runs_dir={FOLDER}"]), goes_on=False)
-    report = runs.plan(recipe, progress=lambda what: log.info("  %s", what))
+    recipe = Recipe.load(name)
     precision = resolve_precision(recipe.train.precision, resolve_device(recipe.device))
-    size, cost = report.bytes, report.flops_per_token
     # once for what is built and packed on the way: compilers and texts are no part of a training
     for _ in range(2 if name in RECIPES else 1):
         peak, seconds, checkpoint = alone.call(
             "benchmarks.plan_accuracy", "train_alone", name, steps or recipe.train.steps
         )
-    real = {"process_peak": peak, "step_seconds": seconds, "checkpoint": checkpoint}
-    if report.parameters.total <= COUNTED_WEIGHTS:
-        model, counted = count_alone(recipe, precision)
-        real |= {"parameters": model, "flops_per_token": counted}
+    model, counted = count_alone(recipe, precision)
+    real = {
+        "parameters": model,
+        "flops_per_token": counted,
+        "checkpoint": checkpoint,
+        "process_peak": peak,
+        "step_seconds": seconds,
+    }
+    _write(name, recipe, real)
+
+
+def _write(name: str, recipe: Recipe, real: dict[str, float]) -> None:
+    """Keeps what was measured beside the plan."""
+    report = runs.plan(recipe, progress=lambda what: log.info("  %s", what))
+    precision = resolve_precision(recipe.train.precision, resolve_device(recipe.device))
+    size, cost = report.bytes, report.flops_per_token
     predicted = {
         "parameters": report.parameters.total,
         "flops_per_token": cost.train,

@@ -17,7 +17,7 @@ from valkyrie_core.errors import CheckpointError, MissingError, ResourceError, S
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.recipe import Recipe
-from valkyrie_core.train.allocator import keep_memory
+from valkyrie_core.train.allocator import keep_memory, return_memory
 from valkyrie_core.train.checkpoint import step_directory
 from valkyrie_core.train.device import STORED, resolve_device, resolve_precision
 from valkyrie_core.train.load import check_tokenizer, load_initial_weights
@@ -193,10 +193,9 @@ def _trainer(
     device = resolve_device(recipe.device)
     precision = resolve_precision(recipe.train.precision, device)
     log.info("training on %s in %s, %d threads", device, precision, torch.get_num_threads())
-    if device.type == "cpu" and recipe.train.update == "after_backward":
-        # where gradients are not even kept, memory matters more than page faults: what stays with
-        # the process lies in pieces, twice as much as its tensors take
-        keep_memory()
+    if device.type == "cpu":
+        # where gradients are not even kept, memory matters more than page faults
+        keep_memory() if recipe.train.update == "after_backward" else return_memory()
     binding = {
         "run": run.name,
         "recipe_hash": recipe_hash(run.stored_recipe()),

@@ -99,6 +99,12 @@ class Optimizers:
             for parameter in group.parameters
         }
 
+    @property
+    def moments(self) -> int:
+        """How many numbers are remembered for a weight, at most; before the first step as well."""
+        kept = {Adafactor: 0, Muon: 1}
+        return max(kept.get(type(optimizer), 2) for optimizer, _ in self._parts)
+
     def step(self) -> None:
         """Update every parameter from its gradient."""
         for optimizer, _ in self._parts:

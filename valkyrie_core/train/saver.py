@@ -86,8 +86,8 @@ class Saver:
     def read_back(self, step: int) -> Checkpoint:
         """The checkpoint of `step` from the disk, verified; warns where the disk is too small."""
         checkpoint = verify(step_directory(self._run.checkpoints, step))
-        # weights and at most two moments each, for all that will be kept and one being written
-        size = 3 * (checkpoint.path / MODEL).stat().st_size
+        # weights and their moments, for all that will be kept and one being written
+        size = (1 + self._optimizers.moments) * (checkpoint.path / MODEL).stat().st_size
         needed, free = size * (self._keep_last + 2), shutil.disk_usage(self._run.path).free
         if free < needed:
             log.warning(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from valkyrie_core.plan.trace import Training
+from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.progress import Position
 from valkyrie_core.train.rng import RngState
 
@@ -38,7 +39,12 @@ def checkpoint_size(training: Training) -> Disk:
     meta = json.dumps({"position": Position().to_meta(), "rng": RngState.capture().meta})
     carried = sum(x.numel() * x.element_size() for x in training.carried_tensors().values())
     size = sum(_tensor_files(training)) + len(meta) + BINDING_BYTES
-    return Disk(size, carried, training.recipe.train.keep_last + 2)
+    return Disk(size, carried, kept(training.recipe))
+
+
+def kept(recipe: Recipe) -> int:
+    """How many checkpoints there are at one time."""
+    return recipe.train.keep_last + 2
 
 
 def _tensor_files(training: Training) -> tuple[int, int]:

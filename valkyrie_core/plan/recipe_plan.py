@@ -9,11 +9,11 @@ import torch
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.plan import disk, fit, flops
-from valkyrie_core.plan.depth import StepEstimator
+from valkyrie_core.plan.depth import Depths, StepEstimator
 from valkyrie_core.plan.devices import ASSUMED_MFU, ASSUMED_START, PUBLISHED, Device
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.plan.seconds import Rates, least_seconds, step_seconds
-from valkyrie_core.plan.trace import StepMemory, Training
+from valkyrie_core.plan.trace import StepMemory
 from valkyrie_core.plan.twin import attention_twin, first_win
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report.plan import (
@@ -69,7 +69,7 @@ def process_peak(tensors: int, here: Here) -> int | None:
 def make_plan(recipe: Recipe, here: Here, budget: Budget | None, *, threads: int) -> PlanReport:
     """Counts, traces and estimates; seconds for small models, half a minute at three billion."""
     model = weightless(recipe.model)
-    training = Training(recipe, here.precision)
+    training = Depths(recipe, here.precision)
     again = recipe.train.activation_checkpointing
     step = training.largest_step()
     other = training.step(step.stage, recomputes=not again)
@@ -128,7 +128,7 @@ def _flops(recipe: Recipe, model: HybridLM, repeated: int) -> FlopsPerToken:
 def _bytes(
     recipe: Recipe,
     model: HybridLM,
-    training: Training,
+    training: Depths,
     steps: tuple[StepMemory, StepMemory],
     here: Here,
 ) -> PlanBytes:
@@ -136,7 +136,11 @@ def _bytes(
     kept, recomputed = step.activations, other.activations
     if recipe.train.activation_checkpointing:
         kept, recomputed = recomputed, kept
-    checkpoints = disk.checkpoint_size(training)
+    checkpoints = disk.Disk(
+        checkpoint=training.number(lambda one: disk.checkpoint_size(one).checkpoint),
+        carried=training.number(lambda one: disk.checkpoint_size(one).carried),
+        kept=disk.kept(recipe),
+    )
     states = []
     for tokens in LENGTHS:
         cache, recurrent = flops.state_bytes(model, tokens)
@@ -178,7 +182,7 @@ def _crossover(recipe: Recipe, model: HybridLM) -> Crossover:
 def _seconds(
     recipe: Recipe,
     model: HybridLM,
-    training: Training,
+    training: Depths,
     steps: tuple[StepMemory, StepMemory],
     size: PlanBytes,
     here: Here,
@@ -186,7 +190,7 @@ def _seconds(
     step = steps[0]
     length = recipe.train.context_len
     per_token = sum(flops.training_flops(model, length).values()) + _repeated(recipe, steps)
-    work = per_token * _tokens_per_step(recipe) + training.update_flops
+    work = per_token * _tokens_per_step(recipe) + training.number(lambda one: one.update_flops)
     moved = flops.weights_read(model) + sum(flops.state_bytes(model, length))
 
     def estimate(
@@ -235,7 +239,7 @@ def _seconds(
     return found
 
 
-def _fit(training: Training, here: Here, budget: Budget, size: PlanBytes) -> MemoryFit:
+def _fit(training: Depths, here: Here, budget: Budget, size: PlanBytes) -> MemoryFit:
     recipe, first = training.recipe, size.process_peak or size.peak
     estimate = StepEstimator(here.precision, here.rates)
 

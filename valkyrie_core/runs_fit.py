@@ -104,4 +104,6 @@ def _plain(value: Any) -> str:
     if hasattr(value, "model_dump"):
         value = value.model_dump(mode="json")
         return str(value["type"]) if "type" in value else json.dumps(value)
+    if isinstance(value, tuple):
+        return json.dumps([item.model_dump(mode="json") for item in value])
     return json.dumps(value)

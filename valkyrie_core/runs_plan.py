@@ -23,6 +23,8 @@ from valkyrie_core.train.device import resolve_device, resolve_precision
 
 log = logging.getLogger("valkyrie")
 
+MOST = 2.0**62
+"""Bytes; more is the same to a plan."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|B|[kKMGT]i?B?)")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -40,7 +42,8 @@ def parse_memory(text: str) -> int:
         )
     unit = match[2].rstrip("B")
     base = 1024 if unit.endswith("i") else 1000
-    size = int(float(match[1]) * base ** _POWERS[unit.rstrip("i").upper()])
+    size = min(float(match[1]), MOST) * base ** _POWERS[unit.rstrip("i").upper()]
+    size = int(min(size, MOST))
     if size < 1:
         raise UsageError(f"{text!r} is no memory at all", hint="write 24GiB, 24GB or 512MiB")
     return size

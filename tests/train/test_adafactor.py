@@ -91,6 +91,16 @@ def test_draws_of_neighbouring_seeds_and_places_are_unrelated() -> None:
         assert torch.corrcoef(pairs)[0, 1].abs() < 0.08
 
 
+def test_elements_draw_by_themselves_over_steps() -> None:
+    """Were a step only xored into a place, a block of places would share its draws."""
+    exact = torch.full((256,), 1.0 + 0.3 / 128)
+    ups = sum((rounded(exact, (3 << 32) + step).double() > 1).double() for step in range(256, 512))
+    assert isinstance(ups, Tensor)
+    assert ups.mean() == pytest.approx(0.3 * 256, rel=0.05)
+    # binomial: sqrt(256 * 0.3 * 0.7) = 7.3
+    assert 5 < ups.std() < 10
+
+
 def test_rounding_keeps_what_bf16_can_hold() -> None:
     exact = torch.randn(1000).bfloat16().float()
     assert torch.equal(rounded(exact, 3).float(), exact)

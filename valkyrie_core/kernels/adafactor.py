@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import math
 
 import torch
@@ -92,7 +93,7 @@ def round_into(stored: Tensor, exact: Tensor, seed: int) -> None:
     hold is kept as it is. The same draws as the native update's.
     """
     flat, exact = stored.view(-1), exact.reshape(-1)
-    first, second = seed & _MASK, seed >> 32 & _MASK
+    first, second = _keys(seed)
     for start in range(0, flat.numel(), AT_ONCE):
         piece = exact[start : start + AT_ONCE]
         place = torch.arange(start, start + piece.numel(), device=flat.device)
@@ -100,6 +101,12 @@ def round_into(stored: Tensor, exact: Tensor, seed: int) -> None:
         # bf16 is the upper half of fp32: adding less than 2^16 carries by chance
         upper = (piece.view(torch.int32) + draws.int()) & -0x10000
         flat[start : start + AT_ONCE] = upper.view(torch.float32).to(torch.bfloat16)
+
+
+def _keys(seed: int) -> tuple[int, int]:
+    """Two words of a hash: a seed by itself would only permute what its neighbours draw."""
+    digest = hashlib.sha256(seed.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
 def _mixed(x: Tensor) -> Tensor:
@@ -135,7 +142,7 @@ def _native_update(
     lib.adafactor(
         *(x.data_ptr() for x in (weight, gradient, row_var, column_var, scratch, of_rows)),
         *(R, C, rate, share, epsilon, least_scale, d, decay),
-        *(seed & _MASK, seed >> 32 & _MASK, torch.get_num_threads()),
+        *(*_keys(seed), torch.get_num_threads()),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from valkyrie_core.errors import ResourceError
 from valkyrie_core.train.config import SupervisedConfig
+from valkyrie_core.train.optim import AdafactorConfig
 
 FITTED = (
     "activation_checkpointing",
@@ -120,7 +121,9 @@ def _in_less_memory(train: SupervisedConfig) -> Iterator[SupervisedConfig]:
         train := _changed(
             train,
             weights="bf16",
-            optimizer={"type": "adafactor"},
+            optimizer=train.optimizer
+            if isinstance(train.optimizer, AdafactorConfig)
+            else AdafactorConfig(),
             update="in_backward",
             batch_size=1,
             grad_accum_steps=1,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from valkyrie_cli.render import human_count, safe_text, say
 from valkyrie_core.errors import UsageError
-from valkyrie_core.report import ChatTurn
+from valkyrie_core.report.inference import ChatTurn
 
 if TYPE_CHECKING:
     from valkyrie_core.runs import OpenedChat

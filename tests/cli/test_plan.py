@@ -49,7 +49,7 @@ def test_tables_fit_a_hundred_columns(
 def test_overrides_and_proposals(cli: Cli, cache: Path) -> None:
     whole = cli("plan", str(TINY), "--json", "--memory", "1GiB", "--set", "train.context_len=4096")
     assert whole.code == 0, whole.err
-    needed = whole.json["bytes"]["needed"]
+    needed = whole.json["bytes"]["process_peak"]
     assert whole.json["fit"]["best"]["changes"] == []
     less = cli(
         *("plan", str(TINY), "--json", "--set", "train.context_len=4096"),
@@ -62,7 +62,7 @@ def test_overrides_and_proposals(cli: Cli, cache: Path) -> None:
         *("plan", str(TINY), "--json", "--set", "train.context_len=4096"),
         *("--set", change["changes"][0]),
     )
-    assert again.json["bytes"]["needed"] == change["needed"]
+    assert again.json["bytes"]["process_peak"] == change["needed"]
 
 
 def test_nothing_fits(cli: Cli, cache: Path) -> None:

@@ -6,44 +6,48 @@ means does not change under the same schema.
 
 from __future__ import annotations
 
-from valkyrie_core.report.allocation import (
-    AllocateReport,
-    CandidateScore,
-    Estimate,
-    ImportanceReport,
-    LayerImportance,
-    LayerPicture,
-    MatchedSize,
-    SearchReport,
-    StackPicture,
-)
-from valkyrie_core.report.base import KVFormat, Part, RecurrentFormat, Report, Weights
-from valkyrie_core.report.evaluation import CorpusScore, EvalReport
-from valkyrie_core.report.inference import (
-    ChatReport,
-    ChatTurn,
-    GenerateReport,
-    ReadReport,
-    Sampling,
-)
-from valkyrie_core.report.inventory import RunsListReport, RunsShowReport, RunSummary
-from valkyrie_core.report.long_context import (
-    ContextScore,
-    EffectiveContext,
-    LengthCost,
-    LongContextReport,
-    LongReading,
-    PositionScore,
-    RecallScore,
-)
-from valkyrie_core.report.machine import Check, DoctorReport
-from valkyrie_core.report.plan import PlanReport
-from valkyrie_core.report.tokenizers import (
-    TokenizerBuildReport,
-    TokenizerEvalReport,
-    TokenizerScore,
-)
-from valkyrie_core.report.training import CorpusCounts, SplitCounts, TrainReport
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from valkyrie_core.report.allocation import (
+        AllocateReport,
+        CandidateScore,
+        Estimate,
+        ImportanceReport,
+        LayerImportance,
+        LayerPicture,
+        MatchedSize,
+        SearchReport,
+        StackPicture,
+    )
+    from valkyrie_core.report.base import KVFormat, Part, RecurrentFormat, Report, Weights
+    from valkyrie_core.report.evaluation import CorpusScore, EvalReport
+    from valkyrie_core.report.inference import (
+        ChatReport,
+        ChatTurn,
+        GenerateReport,
+        ReadReport,
+        Sampling,
+    )
+    from valkyrie_core.report.inventory import RunsListReport, RunsShowReport, RunSummary
+    from valkyrie_core.report.long_context import (
+        ContextScore,
+        EffectiveContext,
+        LengthCost,
+        LongContextReport,
+        LongReading,
+        PositionScore,
+        RecallScore,
+    )
+    from valkyrie_core.report.machine import Check, DoctorReport
+    from valkyrie_core.report.plan import PlanReport
+    from valkyrie_core.report.tokenizers import (
+        TokenizerBuildReport,
+        TokenizerEvalReport,
+        TokenizerScore,
+    )
+    from valkyrie_core.report.training import CorpusCounts, SplitCounts, TrainReport
 
 __all__ = [
     "AllocateReport",
@@ -87,3 +91,54 @@ __all__ = [
     "TrainReport",
     "Weights",
 ]
+
+_PLACES = {
+    "AllocateReport": "allocation",
+    "CandidateScore": "allocation",
+    "ChatReport": "inference",
+    "ChatTurn": "inference",
+    "Check": "machine",
+    "ContextScore": "long_context",
+    "CorpusCounts": "training",
+    "CorpusScore": "evaluation",
+    "DoctorReport": "machine",
+    "EffectiveContext": "long_context",
+    "Estimate": "allocation",
+    "EvalReport": "evaluation",
+    "GenerateReport": "inference",
+    "ImportanceReport": "allocation",
+    "KVFormat": "base",
+    "LayerImportance": "allocation",
+    "LayerPicture": "allocation",
+    "LengthCost": "long_context",
+    "LongContextReport": "long_context",
+    "LongReading": "long_context",
+    "MatchedSize": "allocation",
+    "Part": "base",
+    "PlanReport": "plan",
+    "PositionScore": "long_context",
+    "ReadReport": "inference",
+    "RecallScore": "long_context",
+    "RecurrentFormat": "base",
+    "Report": "base",
+    "RunSummary": "inventory",
+    "RunsListReport": "inventory",
+    "RunsShowReport": "inventory",
+    "Sampling": "inference",
+    "SearchReport": "allocation",
+    "SplitCounts": "training",
+    "StackPicture": "allocation",
+    "TokenizerBuildReport": "tokenizers",
+    "TokenizerEvalReport": "tokenizers",
+    "TokenizerScore": "tokenizers",
+    "TrainReport": "training",
+    "Weights": "base",
+}
+"""Which module of this package holds a name."""
+
+
+def __getattr__(name: str) -> Any:
+    # building every report's class takes a quarter of a second, and a command needs one or two
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

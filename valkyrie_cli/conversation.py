@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from valkyrie_cli.render import human_count, safe_text, say
 from valkyrie_core.errors import UsageError
-from valkyrie_core.report.inference import ChatTurn
 
 if TYPE_CHECKING:
+    from valkyrie_core.report import ChatTurn
     from valkyrie_core.runs import OpenedChat
 
 HELP = {
@@ -68,6 +68,8 @@ class Conversation:
         if self.session.turns == before:
             # stopped before there was anything to keep
             return
+        from valkyrie_core.report import ChatTurn
+
         stats = self.session.stats()
         turn = ChatTurn(
             message=message,
@@ -177,6 +179,8 @@ class Conversation:
 
     def _take_turns(self) -> None:
         """The turns of the session; those that were not answered here cost nothing."""
+        from valkyrie_core.report import ChatTurn
+
         self.turns = [
             self._costs.get(turn)
             or ChatTurn(

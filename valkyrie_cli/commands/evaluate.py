@@ -19,7 +19,7 @@ from valkyrie_cli.render import (
     make_table,
     say,
 )
-from valkyrie_core.report import KVFormat, RecurrentFormat, Weights
+from valkyrie_core.report.formats import KVFormat, RecurrentFormat, Weights
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,7 +18,7 @@ from valkyrie_cli.render import (
     safe_text,
     say,
 )
-from valkyrie_core.report.base import Weights
+from valkyrie_core.report.formats import Weights
 
 if TYPE_CHECKING:
     from rich.console import Console

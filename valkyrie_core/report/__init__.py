@@ -21,8 +21,9 @@ if TYPE_CHECKING:
         SearchReport,
         StackPicture,
     )
-    from valkyrie_core.report.base import KVFormat, Part, RecurrentFormat, Report, Weights
+    from valkyrie_core.report.base import Part, Report
     from valkyrie_core.report.evaluation import CorpusScore, EvalReport
+    from valkyrie_core.report.formats import KVFormat, RecurrentFormat, Weights
     from valkyrie_core.report.inference import (
         ChatReport,
         ChatTurn,
@@ -107,7 +108,7 @@ _PLACES = {
     "EvalReport": "evaluation",
     "GenerateReport": "inference",
     "ImportanceReport": "allocation",
-    "KVFormat": "base",
+    "KVFormat": "formats",
     "LayerImportance": "allocation",
     "LayerPicture": "allocation",
     "LengthCost": "long_context",
@@ -119,7 +120,7 @@ _PLACES = {
     "PositionScore": "long_context",
     "ReadReport": "inference",
     "RecallScore": "long_context",
-    "RecurrentFormat": "base",
+    "RecurrentFormat": "formats",
     "Report": "base",
     "RunSummary": "inventory",
     "RunsListReport": "inventory",
@@ -132,7 +133,7 @@ _PLACES = {
     "TokenizerEvalReport": "tokenizers",
     "TokenizerScore": "tokenizers",
     "TrainReport": "training",
-    "Weights": "base",
+    "Weights": "formats",
 }
 """Which module of this package holds a name."""
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from valkyrie_core.report.base import Part, Report, Weights
+from valkyrie_core.report.base import Part, Report
+from valkyrie_core.report.formats import Weights
 
 
 class PositionScore(Part):

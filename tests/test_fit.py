@@ -66,8 +66,25 @@ def test_what_does_not_fit_is_changed_said_kept_and_resumed(
     assert report.finished
     report = runs.train(written, extend_steps=1)
     assert report.steps == 3
-    assert "was fitted to a machine when it began" in caplog.text
+    assert "was fitted to a machine when it began, and keeps its train." in caplog.text
     assert json.loads((tmp_path / "tiny-hybrid" / "recipe.json").read_text())["train"] == stored
+
+
+def test_a_schedule_is_dropped_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("valkyrie").propagate = True
+    small_machine(monkeypatch, free=1 << 30, speed=1e7)
+    schedule = "train.context_schedule=[{from_fraction: 0.5, context_len: 128}]"
+    with caplog.at_level(logging.INFO, logger="valkyrie"):
+        written = recipe(tmp_path, schedule, "train.fit.step_seconds=0.0001")
+        found = runs_fit.fitted(written, goes_on=False, steps=6).train
+    assert found.context_schedule == ()
+    assert (
+        'train.context_schedule: [{"from_fraction": 0.5, "context_len": 128}] -> []' in caplog.text
+    )
+    assert "All 6 steps would take" in caplog.text
+    assert "longer than train.fit.step_seconds" in caplog.text
 
 
 def test_slow_machines_get_fewer_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

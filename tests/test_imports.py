@@ -52,7 +52,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "data": BASE,
     "machine": BASE,
     "plan": BASE | {"machine", "kernels", "nn", "data", "train", "recipe", "report"},
-    "allocate": BASE | {"nn", "data", "train", "evaluate", "infer", "recipe", "report", "machine"},
+    "allocate": BASE
+    | {"nn", "data", "train", "evaluate", "infer", "recipe", "report", "machine", "plan"},
     "train": BASE | {"kernels", "nn", "data", "recipe", "report", "machine"},
     "infer": BASE | {"nn", "data", "report"},
     "evaluate": BASE | {"nn", "data", "report", "infer", "machine"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from valkyrie_cli.render import human_count, human_seconds, make_table, safe_line
@@ -19,10 +20,13 @@ def human_bytes(size: float | None) -> str:
         return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
-        # four digits before the next unit
+            return (
+                f"{size:.0f} B"
+                if unit == "B"
+                else f"{size:.{4 if abs(size) >= 999.5 else 3}g} {unit}"
+            )
         size /= 1024
-    return f"{size:.4g} TiB"
+    return f"{size:,.1f} TiB"
 
 
 def draw_plan(report: PlanReport, console: Console) -> None:
@@ -37,6 +41,12 @@ def draw_plan(report: PlanReport, console: Console) -> None:
     _draw_lengths(report, console)
     _draw_seconds(report, console)
     _draw_fit(report, console)
+    if report.names_fit:
+        console.print(
+            "The recipe names train.fit: where a step takes more memory or time than there is, "
+            "training makes it smaller, and says how.",
+            soft_wrap=True,
+        )
 
 
 def _draw_parts(report: PlanReport, console: Console) -> None:
@@ -181,8 +191,10 @@ def _draw_fit(report: PlanReport, console: Console) -> None:
         return
     first = human_bytes(fit.tried[0].needed)
     console.print(f"As it is ({first}) it does not fit {budget}. The cheapest change that does:")
-    console.print(f"  {_settings(fit.best.changes)}    {peak} at the peak")
+    console.print(f"{peak} at the peak, with")
+    # one line, to be pasted
+    console.print(f"  {_settings(fit.best.changes)}", soft_wrap=True)
 
 
 def _settings(changes: list[str]) -> str:
-    return " ".join(f"--set {change}" for change in changes) or "the recipe as it is"
+    return " ".join(f"--set {shlex.quote(change)}" for change in changes) or "the recipe as it is"

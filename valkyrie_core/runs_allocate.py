@@ -45,11 +45,10 @@ def show_or_design(
     context_len = recipe.train.longest_context
     stack = _picture(recipe.model, context_len)
     if layout is None:
-        for option, value in (("--match", match), ("--out", out)):
-            if value is not None:
-                raise UsageError(
-                    f"{option} belongs to a design: --ratio, --pattern, --preset or --search"
-                )
+        if match is not None:
+            raise UsageError("--match belongs to a design: --ratio, --pattern or --preset")
+        if out is not None:
+            raise UsageError("--out belongs to --ratio, --pattern, --preset or --search")
         return AllocateReport(recipe=recipe.name, context_len=context_len, stack=stack)
     if out is not None:
         check_free(out)

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from valkyrie_core.allocate.candidates import Candidate, candidates, designed
 from valkyrie_core.allocate.choice import CHOICE_RULE, RUNG_RULE, WORST, pareto_marks
 from valkyrie_core.allocate.figure import draw_search
-from valkyrie_core.allocate.jobs import Pace, complete, kept
+from valkyrie_core.allocate.jobs import Pace, complete
 from valkyrie_core.allocate.page import budget_line, search_page
 from valkyrie_core.allocate.proxy import Job, Score, language_context
 from valkyrie_core.allocate.search import (
@@ -64,9 +64,10 @@ def search_layouts(
         among = candidates(recipe.model)
         chosen = next((one for one in among if one.name == found.choice.name), None)
         report = _search_report(recipe, config, found, folder, out if chosen else None)
+        # what took minutes is kept, whatever becomes of the new file
+        _keep(report, folder)
         if chosen is not None:
             _write_chosen(resolved, chosen, report, out)
-        _keep(report, folder)
     return report
 
 
@@ -110,7 +111,7 @@ class _Sitting:
 
     def _train(self, jobs: Sequence[Job], poll: Callable[[], None]) -> list[Score]:
         """One rung."""
-        before = [job for job in jobs if kept(self._folder, job) is not None]
+        before = [job for job in jobs if (self._folder / job.file).exists()]
         self.count += len(before)
         names = {job.candidate: set(job.layers) for job in jobs}
         baselines = sum(len(kinds) == 1 for kinds in names.values())

@@ -21,8 +21,12 @@ DAY = 86_400.0
 YEAR = 365.25 * DAY
 
 
-def fitted(recipe: Recipe, *, goes_on: bool) -> Recipe:
+def fitted(recipe: Recipe, *, goes_on: bool, steps: int | None = None) -> Recipe:
     """The recipe as it is trained here: itself, unless it names `train.fit` and does not fit.
+
+    Args:
+        goes_on: whether a run that has begun goes on: it stays what it became.
+        steps: of the whole run; None: as the recipe says.
 
     Raises:
         ResourceError: the smallest training does not fit either.
@@ -33,7 +37,8 @@ def fitted(recipe: Recipe, *, goes_on: bool) -> Recipe:
     if goes_on and run.recipe_file.exists():
         train = as_fitted(run.load_recipe().train, recipe.train)
         if train != recipe.train:
-            log.info("the run was fitted to a machine when it began, and stays so")
+            keys = ", ".join(f"train.{key}" for key in train.fit.changed) if train.fit else ""
+            log.info("the run was fitted to a machine when it began, and keeps its %s", keys)
         return recipe.model_copy(update={"train": train})
     if goes_on or run.has_checkpoints():
         return recipe  # training says what is wrong
@@ -51,24 +56,33 @@ def fitted(recipe: Recipe, *, goes_on: bool) -> Recipe:
     written = cost(recipe.train)
     found = fit(recipe.train, cost, here.memory)
     if found.changes:
-        _tell(recipe, written, found, here)
+        _tell(recipe, written, found, here, steps or recipe.train.steps)
+    if found.cost.seconds > recipe.train.fit.step_seconds:
+        log.warning(
+            "a step takes about %s, longer than train.fit.step_seconds (%s): it can't be made of "
+            "fewer tokens",
+            duration(found.cost.seconds),
+            duration(recipe.train.fit.step_seconds),
+        )
     return recipe.model_copy(update={"train": found.train})
 
 
-def _tell(recipe: Recipe, written: StepCost, found: Fitted, here: Here) -> None:
+def _tell(recipe: Recipe, written: StepCost, found: Fitted, here: Here, steps: int) -> None:
     """All that was changed, and what a whole run takes."""
     assert here.memory is not None
+    assert recipe.train.fit is not None
     log.warning(
-        "%s is too large for this machine as it is written: a step would take %s and %s, and %s "
-        "are free. It is trained with:",
+        "%s does not fit this machine as it is written: a step would take %s (%s are free) and %s "
+        "(train.fit.step_seconds allows %s). It is trained with:",
         recipe.name,
         _gibibytes(written.peak_bytes),
-        duration(written.seconds),
         _gibibytes(here.memory),
+        duration(written.seconds),
+        duration(recipe.train.fit.step_seconds),
     )
     for change in found.changes:
         log.warning("  train.%s: %s -> %s", change.key, _plain(change.before), _plain(change.after))
-    steps, as_written = recipe.train.steps, tokens_per_step(recipe.train)
+    as_written = tokens_per_step(recipe.train)
     log.warning(
         "a step of %s tokens takes about %s and %s. All %s steps would take %s; as written "
         "(%s tokens a step) they would take %s here",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from valkyrie_core.cache import cache_dir
-from valkyrie_core.errors import UsageError
+from valkyrie_core.errors import MissingError, UsageError
 from valkyrie_core.machine.hardware import cpu, matmul_peak, processor_key
 from valkyrie_core.machine.measured import measured
 from valkyrie_core.machine.memory import available_memory
@@ -25,7 +25,7 @@ log = logging.getLogger("valkyrie")
 
 MOST = 2.0**62
 """Bytes; more is the same to a plan."""
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|B|[kKMGT]i?B?)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(|B|[kKMGT]i?B?)")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -76,7 +76,12 @@ def examine(
         progress: told what is being looked at.
         measure_held: else what a training process holds is only known where it was measured before.
     """
-    device = resolve_device(recipe.device)
+    try:
+        device = resolve_device(recipe.device)
+    except MissingError as error:
+        # asking before one has the device is what a plan is for
+        log.warning("%s: planned for its processor", error.message)
+        device = torch.device("cpu")
     precision = resolve_precision(recipe.train.precision, device)
     cache, name = cache_dir(), str(device)
     progress("measured rates of this machine")

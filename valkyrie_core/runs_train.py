@@ -47,7 +47,7 @@ def train_recipe(
     resume_command: str,
 ) -> TrainReport:
     """See `valkyrie_core.runs.train`."""
-    recipe = fitted(recipe, goes_on=resume or extend_steps is not None)
+    recipe = fitted(recipe, goes_on=resume or extend_steps is not None, steps=steps)
     peak_flops = _peak_flops(recipe)
     prediction = Prediction(recipe, progress)
     result = train_run(

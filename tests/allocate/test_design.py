@@ -8,13 +8,14 @@ import pytest
 
 from valkyrie_core.allocate.candidates import candidates, designed, narrowed
 from valkyrie_core.allocate.design import nearest_divisor, rearranged
-from valkyrie_core.allocate.layout import Layout, from_ratio
-from valkyrie_core.allocate.match import NEAR, build_meta, size_of
+from valkyrie_core.allocate.layout import Layout, from_pattern, from_ratio
+from valkyrie_core.allocate.match import NEAR, size_of
 from valkyrie_core.allocate.picture import decode_bytes, picture
 from valkyrie_core.allocate.write import recipe_text, write_new
 from valkyrie_core.errors import UsageError
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe, resolve
 
 ROOT = Path(__file__).parents[2] / "recipes"
@@ -28,7 +29,7 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_rows_add_up_to_the_model(path: Path) -> None:
     recipe = Recipe.load(path)
-    model = build_meta(recipe.model)
+    model = weightless(recipe.model)
     rows = picture(recipe.model, 64)
     assert sum(row.parameters for row in rows) == model.num_parameters()
     assert len([row for row in rows if row.layer is not None]) == len(recipe.model.core.layers)
@@ -38,13 +39,13 @@ def test_a_tied_head_is_counted_once_and_read_whole() -> None:
     model = Recipe.load(ROOT / "tiny" / "hybrid.yaml").model
     tied = model.model_copy(update={"head": "tied"})
     rows = picture(tied, 64)
-    assert sum(row.parameters for row in rows) == build_meta(tied).num_parameters()
+    assert sum(row.parameters for row in rows) == weightless(tied).num_parameters()
     assert rows[-1].flops == picture(model, 64)[-1].flops
     weights = model.dim * (model.vocab_size or 0)
     # both read one matrix of that size: the head's, or the embedding's as the head
-    plain = decode_bytes(build_meta(model), 64)
-    assert decode_bytes(build_meta(tied), 64) == plain - 2 * model.dim
-    assert build_meta(model).num_parameters() - build_meta(tied).num_parameters() == weights
+    plain = decode_bytes(weightless(model), 64)
+    assert decode_bytes(weightless(tied), 64) == plain - 2 * model.dim
+    assert weightless(model).num_parameters() - weightless(tied).num_parameters() == weights
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
@@ -57,8 +58,8 @@ def test_sizes_are_matched(path: Path, match: str, ratio: str) -> None:
     layout = from_ratio(ratio, len(recipe.model.core.layers))
     design = rearranged(recipe.model, layout, match=match, context_len=64)  # type: ignore[arg-type]
     assert design.sizes is not None
-    after = size_of(build_meta(design.model), match, 64)  # type: ignore[arg-type]
-    wanted = size_of(build_meta(recipe.model), match, 64)  # type: ignore[arg-type]
+    after = size_of(weightless(design.model), match, 64)  # type: ignore[arg-type]
+    wanted = size_of(weightless(recipe.model), match, 64)  # type: ignore[arg-type]
     assert (design.sizes.after, design.sizes.wanted) == (after, wanted)
     assert abs(after / wanted - 1) < NEAR
     HybridLM(narrowed(design.model, 32))
@@ -156,5 +157,26 @@ def test_a_window_makes_candidates_of_its_own() -> None:
 def test_proxies_of_all_candidates_are_equally_large(width: int) -> None:
     model = narrowed(Recipe.load(ROOT / "quickstart.yaml").model, width)
     assert model.dim == width
-    sizes = [build_meta(designed(model, one)).num_parameters() for one in candidates(model)]
+    sizes = [weightless(designed(model, one)).num_parameters() for one in candidates(model)]
     assert max(sizes) / min(sizes) < 1.01
+
+
+def test_letters_mean_kinds_whatever_blocks_are_called() -> None:
+    recipe = Recipe.load("tiny/hybrid")
+    core = recipe.model.core
+    blocks = {"A": core.blocks["rwkv"], "R": core.blocks["attn"]}
+    swapped = core.model_copy(update={"blocks": blocks, "pattern": ("A", "R")})
+    model = recipe.model.model_copy(update={"core": swapped})
+    for layout in (from_ratio("1:1", 2), from_pattern("R A", 2, ("A", "R"))):
+        new = rearranged(model, layout).model.core
+        kinds = [new.blocks[name].mixer.type for name in new.layers]
+        assert kinds == ["rwkv7", "attention"]
+    for one in candidates(model):
+        new = designed(model, one).core
+        kinds = ["A" if new.blocks[name].mixer.type == "attention" else "R" for name in new.layers]
+        assert tuple(kinds) == one.layers
+
+
+def test_where_nothing_can_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="can't be written"):
+        write_new(Path("/proc/none/x.yaml"), "x")

@@ -16,7 +16,7 @@ import pytest
 from tests.allocate.small import PROXY, SEARCH, tiny
 from valkyrie_core.allocate.candidates import candidates
 from valkyrie_core.allocate.jobs import Pace, complete, kept
-from valkyrie_core.allocate.proxy import Job, Score
+from valkyrie_core.allocate.proxy import Job, Score, run
 from valkyrie_core.allocate.search import rung_jobs
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import ValkyrieError
@@ -166,3 +166,26 @@ def test_a_signal_keeps_what_is_done_and_leaves_nobody(
         failure = json.loads(out)["error"]
         assert failure["hint"].startswith("go on with: valkyrie allocate")
         assert "--steps 2000" in failure["hint"]
+
+
+def test_a_proxy_that_diverges_at_its_end_is_a_score(recipe: Recipe, cache: Path) -> None:
+    optimizer = {"type": "adamw", "lr": 1e30}
+    train = recipe.train.model_validate({**recipe.train.model_dump(), "optimizer": optimizer})
+    wild = recipe.model_copy(update={"train": train})
+    job = Job(
+        candidate="RA", layers=("R", "A"), window=None, task="language", rung=1, seed=0, steps=1
+    )
+    score = run(wild, PROXY, job, dataset=lambda: prepare(wild.data), poll=lambda: None)
+    assert score.bpb is None
+
+
+def test_a_score_without_its_number_is_made_again(
+    recipe: Recipe, jobs: list[Job], tmp_path: Path
+) -> None:
+    job = next(job for job in jobs if job.task == "recall")
+    content = {"job": job.model_dump(mode="json"), "parameters": 1, "recall": {}, "seconds": 1.0}
+    (tmp_path / job.file).write_text(json.dumps(content))
+    assert kept(tmp_path, job) is None
+    content["recall"] = {"1": 0.5}
+    (tmp_path / job.file).write_text(json.dumps(content))
+    assert kept(tmp_path, job) is not None

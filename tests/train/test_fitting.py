@@ -96,15 +96,38 @@ def test_a_run_goes_on_as_it_was_begun() -> None:
     assert as_fitted(fitted, written) == fitted
     # what `fit` never changes still comes from the recipe that is given
     assert as_fitted(fitted, training(log_every=3)).log_every == 3
+    # and so does what was not changed then, whether it may change or not
+    other = as_fitted(fitted, training(clip_grad_norm=0.5))
+    assert other.clip_grad_norm == 0.5
+    assert set(fitted.fit.changed) == {c.key for c in fit(written, cost, 2_300).changes}
+    untouched = fit(written, cost, 20_000).train
+    assert as_fitted(untouched, training(batch_size=4)).batch_size == 4
     plain = training(fit=None)
     assert as_fitted(fitted, plain) == plain
+
+
+def test_an_adafactor_that_is_there_keeps_its_settings() -> None:
+    written = training(optimizer={"type": "adafactor", "lr": 1e-3, "weight_decay": 0.1})
+    fitted = fit(written, cost, 2_300)
+    assert fitted.train.optimizer == written.optimizer
+    assert "optimizer" not in {change.key for change in fitted.changes}
+
+
+@pytest.mark.parametrize(("batch_size", "context_len"), [(3, 100), (1, 300), (7, 129)])
+def test_odd_sizes_are_made_smaller_too(batch_size: int, context_len: int) -> None:
+    written = training(
+        batch_size=batch_size, context_len=context_len, grad_accum_steps=1, fit={"step_seconds": 1}
+    )
+    found = fit(written, cost, 20_000)
+    assert found.train.batch_size == 1
+    assert 64 <= found.train.context_len < 128
 
 
 def test_only_listed_keys_change() -> None:
     written = training(context_schedule=[{"from_fraction": 0.5, "context_len": 2048}])
     fitted = fit(written, cost, 2_050).train
     before, after = written.model_dump(), fitted.model_dump()
-    assert {key for key in before if before[key] != after[key]} <= set(FITTED)
+    assert {key for key in before if before[key] != after[key]} <= {*FITTED, "fit"}
 
 
 def test_the_recipes_at_3b_name_it() -> None:

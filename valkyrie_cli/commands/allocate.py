@@ -10,7 +10,7 @@ import typer
 
 from valkyrie_cli.allocation_tables import draw_importance, draw_report, draw_search
 from valkyrie_cli.progress import ReadingDisplay
-from valkyrie_cli.render import JsonOption, RunsDirOption, SetOption, emit, human_seconds, say
+from valkyrie_cli.render import JsonOption, SetOption, emit, human_seconds, say
 
 if TYPE_CHECKING:
     from valkyrie_core.runs import Score
@@ -102,10 +102,14 @@ def allocate(
         typer.Option(
             "--window",
             metavar="W",
+            min=1,
             help=f"With --importance: tokens that windowed attention sees (default {WINDOW}).",
         ),
     ] = None,
-    runs_dir: RunsDirOption = "runs",
+    runs_dir: Annotated[
+        str | None,
+        typer.Option("--runs-dir", help="With --importance: the folder that holds the runs."),
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -141,6 +145,10 @@ def allocate(
         raise UsageError("--search and --importance are two commands: leave one out")
     if not importance and window is not None:
         raise UsageError("--window belongs to --importance")
+    if not importance and runs_dir is not None:
+        raise UsageError(
+            "--runs-dir belongs to --importance", hint="a search follows --set runs_dir=FOLDER"
+        )
     if not search:
         _refuse(searching, "belongs to --search")
     if search or importance:
@@ -149,7 +157,7 @@ def allocate(
         if out is not None or overrides:
             given = "--out" if out is not None else "--set"
             raise UsageError(f"{given} does not go with --importance")
-        place = runs.find_run(recipe, runs_dir)
+        place = runs.find_run(recipe, runs_dir or "runs")
         with ReadingDisplay() as display:
             found = runs.allocate_importance(
                 place.path, window=WINDOW if window is None else window, progress=display.show

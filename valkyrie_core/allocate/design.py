@@ -57,7 +57,7 @@ def rearranged(
     blocks, notes = dict(model.core.blocks), list(layout.notes)
     chosen: dict[str, str] = {}
     for letter in (RECURRENT, ATTENTION):
-        if letter in layout.layers and letter not in model.core.blocks:
+        if letter in layout.layers:
             chosen[letter], note = _block_of_kind(model, letter, blocks)
             notes += [note] if note else []
     layers = tuple(chosen.get(name, name) for name in layout.layers)

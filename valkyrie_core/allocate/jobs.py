@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from valkyrie_core.allocate.proxy import Job, ProxyConfig, Score, run
 from valkyrie_core.data.dataset import Dataset, prepare
-from valkyrie_core.errors import ResourceError
+from valkyrie_core.errors import ResourceError, ValkyrieError
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.storage import Storage
 
@@ -32,6 +32,8 @@ log = logging.getLogger("valkyrie")
 
 PATIENCE = 0.2
 """Seconds between two looks at whether a stop was asked for."""
+EXPECTED = "!"
+"""Begins the answer of a process that a file or its memory failed; no bug of ours."""
 Poll = Callable[[], None]
 Done = Callable[[Score], None]
 
@@ -82,7 +84,12 @@ def complete(
     if missing:
         work = Work(recipe.to_json(), config.model_dump_json())
         for score in _train(missing, work, min(processes, len(missing)), poll):
-            storage.replace_json(folder / score.job.file, score.model_dump(mode="json"))
+            try:
+                storage.replace_json(folder / score.job.file, score.model_dump(mode="json"))
+            except OSError as error:
+                raise ResourceError(
+                    f"{folder / score.job.file} can't be written: {error.strerror}"
+                ) from error
             scores[score.job.file] = score
             done(score)
     return [scores[job.file] for job in jobs]
@@ -108,6 +115,8 @@ def _train(jobs: Sequence[Job], work: Work, processes: int, poll: Poll) -> Itera
                         f"the process that trained {job.file} was ended: memory may have run out",
                         hint="the same command goes on; --processes 1 needs less memory",
                     ) from None
+                if answer.startswith(EXPECTED):
+                    raise ResourceError(f"{job.file}: {answer.removeprefix(EXPECTED)}")
                 if not answer.startswith("{"):
                     raise RuntimeError(f"{job.file}: {answer}")
                 yield Score.model_validate_json(answer)
@@ -186,6 +195,8 @@ def _serve(connection: Connection, recipe_json: str, config_json: str) -> None:
             return
         try:
             answer = run(recipe, config, job, dataset=dataset, poll=poll).model_dump_json()
+        except ValkyrieError as error:
+            answer = EXPECTED + error.message
         except Exception:
             answer = traceback.format_exc()
         connection.send_bytes(answer.encode())

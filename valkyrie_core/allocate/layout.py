@@ -1,6 +1,7 @@
 """Which layers are recurrent and which attention: what is asked for, as a list of letters or names.
 
-R is a recurrent block, A an attention block; anything else is the name of a block of the recipe.
+R is a recurrent block, A an attention block, whatever the recipe's blocks are called; anything else
+is the name of a block of the recipe.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def from_pattern(text: str, num_layers: int, names: tuple[str, ...]) -> Layout:
     group = 0
     for word in text.split():
         repeat = _REPEAT.fullmatch(word)
-        if word in names:
+        if _LETTERS.fullmatch(word):
+            layers += word
+        elif word in names:
             layers.append(word)
         elif repeat is not None:
             if group == len(layers):
@@ -78,8 +81,6 @@ def from_pattern(text: str, num_layers: int, names: tuple[str, ...]) -> Layout:
                 raise UsageError(f"{word} makes {times * (len(layers) - group)} layers")
             layers += layers[group:] * (times - 1)
             group = len(layers)
-        elif _LETTERS.fullmatch(word):
-            layers += word
         else:
             raise UsageError(
                 f"{word!r} is no layer",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
-
 from valkyrie_core.errors import UsageError
 from valkyrie_core.nn.block import Block, BlockConfig
 from valkyrie_core.nn.ffn import SwiGLU
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
 from valkyrie_core.nn.rwkv import ChannelMix
+from valkyrie_core.plan.flops import training_flops
+from valkyrie_core.plan.parameters import weightless
 
 Match = Literal["params", "flops"]
 MULTIPLES = (32, 8, 1)
@@ -52,27 +52,16 @@ class Matched(NamedTuple):
         ]
 
 
-def build_meta(config: HybridLMConfig) -> HybridLM:
-    """The model without weights: shapes only."""
-    with torch.device("meta"):
-        return HybridLM(config)
-
-
 def layers_of(model: HybridLM) -> list[Block]:
     """The blocks of a model, first layer first."""
     return [layer for layer in model.core.layers if isinstance(layer, Block)]
 
 
-def training_flops(model: HybridLM, context_len: int) -> int:
-    """Forward and backward operations per token, averaged over a context."""
-    head = 3 * 2 * model.head.weight.numel()
-    costs = (cost for layer in layers_of(model) for cost in layer.costs(context_len))
-    return head + sum(cost.training_flops for cost in costs)
-
-
 def size_of(model: HybridLM, match: Match, context_len: int) -> int:
     """Parameters, or training FLOPs per token."""
-    return model.num_parameters() if match == "params" else training_flops(model, context_len)
+    if match == "params":
+        return model.num_parameters()
+    return sum(training_flops(model, context_len).values())
 
 
 def matched(
@@ -84,7 +73,7 @@ def matched(
     """
 
     def size(config: HybridLMConfig) -> int:
-        return size_of(build_meta(config), match, context_len)
+        return size_of(weightless(config), match, context_len)
 
     wanted, before = size(like), size(model)
     widths = _widths(model)
@@ -114,7 +103,7 @@ def matched(
 
 def _widths(config: HybridLMConfig) -> dict[str, int]:
     """The hidden width of every block's ffn, those that the recipe leaves out as well."""
-    layers = dict(zip(config.core.layers, layers_of(build_meta(config)), strict=True))
+    layers = dict(zip(config.core.layers, layers_of(weightless(config)), strict=True))
     widths = {}
     for name in config.core.blocks:
         ffn = layers[name].ffn

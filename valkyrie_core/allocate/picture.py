@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from valkyrie_core.allocate.match import build_meta, layers_of
+from valkyrie_core.allocate.match import layers_of
 from valkyrie_core.nn.attention import Attention
 from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.plan.flops import HEAD, state_bytes, training_flops, weights_read
+from valkyrie_core.plan.parameters import weightless
 
 VALUE_BYTES = 2
 """Bytes of a weight, key or value when decoding in bf16; recurrent states are in fp32 always."""
@@ -38,13 +40,13 @@ class LayerRow(NamedTuple):
 
 def picture(model: HybridLMConfig, context_len: int) -> list[LayerRow]:
     """The rows of a model: embedding, layers, head. Their parameters add up to the model's."""
-    built = build_meta(model)
+    built = weightless(model)
     rows = [_outer(built, "embedding", built.embedding_norm, built.embedding)]
     for layer, (name, block) in enumerate(zip(model.core.layers, layers_of(built), strict=True)):
         rows.append(_row(layer, name, model, block, context_len))
     # a tied head has no parameters of its own
     head = [built.head_norm] if model.head == "tied" else [built.head_norm, built.head]
-    flops = 3 * 2 * built.head.weight.numel()
+    flops = training_flops(built, context_len)[HEAD]
     return [*rows, _outer(built, "head", *head)._replace(flops=flops)]
 
 
@@ -53,11 +55,8 @@ def decode_bytes(model: HybridLM, context_len: int) -> int:
 
     Of the embedding one row is read; a tied one is read whole, as the head.
     """
-    weights = model.num_parameters()
-    if model.config.head != "tied":
-        weights -= model.embedding.weight.numel() - model.config.dim
-    costs = (c for layer in layers_of(model) for c in layer.costs(context_len, VALUE_BYTES))
-    return VALUE_BYTES * weights + sum(cost.state_bytes for cost in costs)
+    weights = weights_read(model, VALUE_BYTES)
+    return weights + sum(state_bytes(model, context_len, VALUE_BYTES))
 
 
 def _row(layer: int, name: str, model: HybridLMConfig, block: Block, context_len: int) -> LayerRow:

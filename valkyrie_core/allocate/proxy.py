@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from valkyrie_core.allocate.candidates import SHORTEST_WINDOW, Candidate, designed, narrowed
@@ -22,6 +22,7 @@ from valkyrie_core.config import Config
 from valkyrie_core.data.batch import IGNORED, Batch
 from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.data.tasks.mqar import TEST_FROM, MQARConfig, problems
+from valkyrie_core.errors import DivergedError
 from valkyrie_core.evaluate.bits import bits_per_byte
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
 from valkyrie_core.recipe import Recipe
@@ -102,6 +103,12 @@ class Score(Config):
     recall: dict[int, float] = Field(default_factory=dict)
     """Of `recall`: the share of queries that were answered, by number of pairs."""
     seconds: float
+
+    @model_validator(mode="after")
+    def _tells_its_number(self) -> Score:
+        if (self.job.task == "recall") != bool(self.recall):
+            raise ValueError("a score of recall, and no other, tells what was recalled")
+        return self
 
 
 def proxy_model(recipe: Recipe, job: Job, config: ProxyConfig) -> HybridLMConfig:
@@ -210,16 +217,19 @@ def recalled(model: HybridLM, mqar: MQARConfig, count: int) -> dict[int, float]:
     return shares
 
 
-def _bits(model: HybridLM, dataset: Dataset, context_len: int, max_tokens: int) -> float:
-    """Bits per byte over all corpora together."""
-    scores = [
-        bits_per_byte(
-            model,
-            corpus.validation,
-            context_len=context_len,
-            context="window",
-            max_tokens=max_tokens,
-        )
-        for corpus in dataset.corpora.values()
-    ]
+def _bits(model: HybridLM, dataset: Dataset, context_len: int, max_tokens: int) -> float | None:
+    """Bits per byte over all corpora together; None where the last update made it diverge."""
+    try:
+        scores = [
+            bits_per_byte(
+                model,
+                corpus.validation,
+                context_len=context_len,
+                context="window",
+                max_tokens=max_tokens,
+            )
+            for corpus in dataset.corpora.values()
+        ]
+    except DivergedError:
+        return None
     return sum(x.nats for x in scores) / math.log(2) / sum(x.bytes for x in scores)

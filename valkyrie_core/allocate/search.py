@@ -16,10 +16,11 @@ from pydantic import Field
 
 from valkyrie_core.allocate.candidates import Candidate, candidates, designed
 from valkyrie_core.allocate.choice import WORST, Choice, Scored, better_half, choose
-from valkyrie_core.allocate.match import build_meta, training_flops
 from valkyrie_core.allocate.picture import decode_bytes
 from valkyrie_core.allocate.proxy import Job, ProxyConfig, Score, Task
 from valkyrie_core.config import Config
+from valkyrie_core.plan.flops import training_flops
+from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe
 
 DECODE_CONTEXT = 16_384
@@ -78,8 +79,8 @@ def costs(recipe: Recipe, among: Sequence[Candidate]) -> dict[str, Cost]:
     """The costs of candidates, built without weights."""
     found = {}
     for candidate in among:
-        model = build_meta(designed(recipe.model, candidate))
-        flops = training_flops(model, recipe.train.context_len)
+        model = weightless(designed(recipe.model, candidate))
+        flops = sum(training_flops(model, recipe.train.context_len).values())
         found[candidate.name] = Cost(decode_bytes(model, DECODE_CONTEXT), flops)
     return found
 

@@ -51,7 +51,7 @@ def write_new(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except (FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
         raise UsageError(f"{path} can't be written: {error.strerror}") from error
 
 

@@ -88,6 +88,7 @@ def make_plan(recipe: Recipe, here: Here, budget: Budget | None, *, threads: int
         crossover=_crossover(recipe, model),
         seconds=_seconds(recipe, model, training, (step, other), size, here),
         fit=None if budget is None else _fit(training, here, budget, size),
+        names_fit=recipe.train.fit is not None,
     )
 
 

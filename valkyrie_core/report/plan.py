@@ -200,3 +200,5 @@ class PlanReport(Report):
     """This machine first, then devices by name."""
     fit: MemoryFit | None
     """None where the budget or the prediction is not known."""
+    names_fit: bool = False
+    """Whether the recipe names `train.fit`: where it does not fit, training makes it smaller."""

@@ -77,6 +77,8 @@ class FitConfig(Config):
 
     step_seconds: float = Field(default=120, gt=0)
     """A step that would take longer is made of fewer tokens."""
+    changed: tuple[str, ...] = ()
+    """Keys of `train` that were changed when a run began; training writes them, leave them out."""
 
 
 class SupervisedConfig(Config):

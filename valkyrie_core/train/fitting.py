@@ -90,19 +90,22 @@ def fit(
             break
         found = shorter
         taken = cost(found)
-    if found != train:
-        found = _at_its_pace(found, taken.seconds)
-    changes = (Change(key, getattr(train, key), getattr(found, key)) for key in FITTED)
-    return Fitted(
-        found, taken, tuple(change for change in changes if change.before != change.after)
-    )
+    if found == train:
+        return Fitted(train, taken, ())
+    found = _at_its_pace(found, taken.seconds)
+    every = [Change(key, getattr(train, key), getattr(found, key)) for key in FITTED]
+    changes = tuple(one for one in every if one.before != one.after)
+    # the run's recipe tells which keys are not the user's
+    kept = train.fit.model_copy(update={"changed": tuple(one.key for one in changes)})
+    return Fitted(_changed(found, fit=kept), taken, changes)
 
 
 def as_fitted(stored: SupervisedConfig, given: SupervisedConfig) -> SupervisedConfig:
-    """What a run goes on with: a fitted training stays as it was begun, wherever it goes on."""
-    if given.fit is None or stored.fit is None:
+    """What a run goes on with: what was changed when it began stays so, wherever it goes on."""
+    if given.fit is None or stored.fit is None or not stored.fit.changed:
         return given
-    return _changed(given, **{key: getattr(stored, key) for key in FITTED})
+    fit = given.fit.model_copy(update={"changed": stored.fit.changed})
+    return _changed(given, fit=fit, **{key: getattr(stored, key) for key in stored.fit.changed})
 
 
 def tokens_per_step(train: SupervisedConfig) -> int:
@@ -139,15 +142,17 @@ def _fewer_tokens(train: SupervisedConfig) -> SupervisedConfig | None:
     if train.context_schedule:
         # its stages are made of the tokens of a step
         train = _changed(train, context_schedule=())
-    if train.batch_size % 2 == 0:
+    if train.batch_size > 1:
         half = train.batch_size // 2
         accumulation = train.grad_accum_steps
         while half % accumulation:
             accumulation -= 1
         return _changed(train, batch_size=half, grad_accum_steps=accumulation)
-    if train.context_len % 2 or train.context_len // 2 < SHORTEST_CONTEXT:
+    half = train.context_len // 2
+    span = half if train.state_passing is None else train.state_passing.span
+    if half < SHORTEST_CONTEXT or span % half:
         return None
-    return _changed(train, context_len=train.context_len // 2)
+    return _changed(train, context_len=half)
 
 
 def _at_its_pace(train: SupervisedConfig, step_seconds: float) -> SupervisedConfig:

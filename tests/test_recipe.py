@@ -163,7 +163,7 @@ def test_an_override_mends_a_wrong_file() -> None:
         (
             "train.optimizer.type=adam",
             "--set train.optimizer.type=adam: train.optimizer.type: unknown type 'adam' "
-            "- did you mean 'adamw'? (the types are adamw, muon)",
+            "- did you mean 'adamw'? (the types are adamw, muon, adafactor)",
         ),
         (
             "model.core.pattern.7=rwkv",

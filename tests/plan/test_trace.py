@@ -13,7 +13,7 @@ from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.plan.trace import Ledger, Training
 from valkyrie_core.recipe import Recipe
-from valkyrie_core.train.device import autocast
+from valkyrie_core.train.device import STORED, autocast
 from valkyrie_core.train.optim import build_optimizers
 from valkyrie_core.train.stages import stages
 
@@ -88,13 +88,19 @@ def test_a_fake_step_holds_what_the_same_real_step_holds(path: Path, recomputes:
 def test_sizes_of_weights_and_optimizer_are_real(path: Path) -> None:
     recipe = load(path)
     training = Training(recipe, "fp32")
-    model = HybridLM(recipe.model)
+    model = HybridLM(recipe.model, STORED[recipe.train.weights])
     optimizers = build_optimizers(recipe.train.optimizer, model)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizers.step()
     state = optimizers.state_tensors().values()
-    assert training.weights == training.gradients == 4 * model.num_parameters()
+    weights = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
+    assert training.weights == sum(weights)
+    if recipe.train.weights == "fp32":
+        assert training.weights == 4 * model.num_parameters()
+    # gradients that are alive together: all of them, or those of one parameter at a time
+    together = recipe.train.update == "after_backward"
+    assert training.gradients == (sum(weights) if together else max(weights))
     assert training.optimizer == pytest.approx(
         sum(x.numel() * x.element_size() for x in state), rel=0.001
     )

@@ -68,7 +68,7 @@ def part_of(path: Path) -> str:
 
 
 def family(name: str) -> str:
-    """recipe_yaml belongs to recipe, runs_train to runs."""
+    """recipe_yaml belongs to recipe."""
     return name.partition("_")[0]
 
 

@@ -118,7 +118,7 @@ def test_a_search_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_chosen_recipe_is_written_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from valkyrie_core import runs_allocate_search
+    from valkyrie_core.runs import search as runs_search
 
     monkeypatch.setenv("VALKYRIE_CACHE", str(tmp_path / "cache"))
     tiny(tmp_path).save(tmp_path / "small.json")
@@ -127,7 +127,7 @@ def test_the_chosen_recipe_is_written_with_its_reason(
     def complete(jobs: Sequence[Job], *_: object, **__: object) -> list[Score]:
         return [fake(job) for job in jobs]
 
-    monkeypatch.setattr(runs_allocate_search, "complete", complete)
+    monkeypatch.setattr(runs_search, "complete", complete)
     report = runs.allocate_search(resolved, SEARCH, out=tmp_path / "new.yaml")
     assert report.chosen == "RA"
     text = (tmp_path / "new.yaml").read_text()

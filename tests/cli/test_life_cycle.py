@@ -414,9 +414,9 @@ def test_doctor(cli: Cli, runs_dir: Path) -> None:
 def test_a_failing_check_fails_the_command(
     cli: Cli, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from valkyrie_core import runs_doctor
+    from valkyrie_core.runs import machine
 
-    monkeypatch.setattr(runs_doctor, "train_one_step", lambda: (1.0, 2.0))
+    monkeypatch.setattr(machine, "train_one_step", lambda: (1.0, 2.0))
     outcome = cli("doctor", "--runs-dir", str(runs_dir), "--json")
     assert outcome.code == 4
     assert outcome.json["error"]["exit_code"] == 4

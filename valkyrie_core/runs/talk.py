@@ -1,6 +1,6 @@
 """Talking to a run: one continuation, or a conversation.
 
-Parts are imported where they are used, as in `runs.py`, which offers all of this.
+Parts are imported where they are used, as in the package itself, which offers all of this.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from valkyrie_core.infer.state_file import SavedState, is_state_file, read_state
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.nn.state_format import kept_bytes, settle
 from valkyrie_core.report import ReadReport, Weights
-from valkyrie_core.runs_talk import precision_of
+from valkyrie_core.runs.talk import precision_of
 from valkyrie_core.train.load import load_run
 
 

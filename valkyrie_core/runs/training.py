@@ -23,8 +23,8 @@ from valkyrie_core.nn.position import AlibiConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import CorpusCounts, SplitCounts, TrainReport
-from valkyrie_core.runs_fit import fitted
-from valkyrie_core.runs_predict import Prediction, measured
+from valkyrie_core.runs.fitting import fitted
+from valkyrie_core.runs.prediction import Prediction, measured
 from valkyrie_core.train.device import resolve_device, resolve_precision
 from valkyrie_core.train.progress import StepEvent, Validation
 from valkyrie_core.train.session import TrainResult, train_run

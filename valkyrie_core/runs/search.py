@@ -30,7 +30,7 @@ from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import ResourceError, RunInUseError, StoppedError, UsageError
 from valkyrie_core.recipe import Recipe, Resolved
 from valkyrie_core.report import CandidateScore, Estimate, SearchReport
-from valkyrie_core.runs_train import tell_now_and_then
+from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.signals import StopRequestedError, StopSignal
 from valkyrie_core.train.storage import Storage
 

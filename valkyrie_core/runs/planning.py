@@ -18,7 +18,7 @@ from valkyrie_core.plan.recipe_plan import Budget, Here, make_plan
 from valkyrie_core.plan.seconds import Rates
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report.plan import PlanReport
-from valkyrie_core.runs_plan_held import measure_held_bytes
+from valkyrie_core.runs.process_memory import measure_held_bytes
 from valkyrie_core.train.device import resolve_device, resolve_precision
 
 log = logging.getLogger("valkyrie")

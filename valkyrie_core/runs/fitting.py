@@ -10,7 +10,7 @@ from typing import Any
 from valkyrie_core.plan.depth import StepEstimator
 from valkyrie_core.plan.recipe_plan import Here, process_peak
 from valkyrie_core.recipe import Recipe
-from valkyrie_core.runs_plan import examine
+from valkyrie_core.runs.planning import examine
 from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.fitting import Fitted, StepCost, as_fitted, fit, tokens_per_step
 from valkyrie_core.train.run_dir import RunDir

@@ -36,7 +36,7 @@ from valkyrie_core.report import (
     TrainReport,
     Weights,
 )
-from valkyrie_core.runs_talk import OpenedChat, chat_report, generate, open_chat, sampling
+from valkyrie_core.runs.talk import OpenedChat, chat_report, generate, open_chat, sampling
 
 if TYPE_CHECKING:
     from valkyrie_core.allocate.proxy import Score as Score
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from valkyrie_core.data.tokenizer import Tokenizer
     from valkyrie_core.nn.model import HybridLM
     from valkyrie_core.recipe import Recipe, Resolved
-    from valkyrie_core.runs_allocate_search import Told
+    from valkyrie_core.runs.search import Told
     from valkyrie_core.train.load import LoadedRun
     from valkyrie_core.train.progress import StepEvent as StepEvent
 
@@ -123,7 +123,7 @@ def train(
     Raises:
         ValkyrieError: see `valkyrie_core.train.session.train_run`.
     """
-    from valkyrie_core.runs_train import train_recipe
+    from valkyrie_core.runs.training import train_recipe
 
     return train_recipe(
         recipe,
@@ -151,7 +151,7 @@ def plan(
         UsageError: `memory` is no amount of memory.
         MissingError: the recipe's device is not there.
     """
-    from valkyrie_core.runs_plan import plan_recipe
+    from valkyrie_core.runs.planning import plan_recipe
 
     return plan_recipe(recipe, memory=memory, progress=progress)
 
@@ -176,7 +176,7 @@ def evaluate(
         MissingError: there is no such run, or its texts are gone.
         CheckpointError: no checkpoint is valid, or the texts are not those of the training.
     """
-    from valkyrie_core.runs_evaluate import evaluate_run
+    from valkyrie_core.runs.evaluation import evaluate_run
 
     return evaluate_run(
         find_run(run, runs_dir), context=context, weights=weights, progress=progress
@@ -223,7 +223,7 @@ def evaluate_long_context(
         CheckpointError: no checkpoint is valid.
     """
     from valkyrie_core.nn.state_format import StateFormat
-    from valkyrie_core.runs_long_context import read_long
+    from valkyrie_core.runs.long_context import read_long
 
     if kv_window is not None and kv_window < 1:
         raise UsageError(f"a window has at least 1 token, not {kv_window}")
@@ -271,7 +271,7 @@ def read(
         UsageError: the text is empty or not UTF-8, or a file is no state of this model.
         CheckpointError: no checkpoint is valid.
     """
-    from valkyrie_core.runs_read import read_text
+    from valkyrie_core.runs.reading import read_text
 
     return read_text(
         find_run(run, runs_dir),
@@ -288,21 +288,21 @@ def doctor(
     runs_dir: str | Path = "runs", *, progress: Callable[[str], None] | None = None
 ) -> DoctorReport:
     """Looks over this machine; `progress` is told what is looked at."""
-    from valkyrie_core.runs_doctor import examine_machine
+    from valkyrie_core.runs.machine import examine_machine
 
     return examine_machine(Path(runs_dir), progress)
 
 
 def build_tokenizer(recipe: Recipe, directory: str | Path) -> TokenizerBuildReport:
     """Trains a recipe's tokenizer, for the cache and for a directory."""
-    from valkyrie_core.runs_tokenizer import build
+    from valkyrie_core.runs.tokenizers import build
 
     return build(recipe, Path(directory))
 
 
 def evaluate_tokenizer(recipe: Recipe) -> TokenizerEvalReport:
     """What a recipe's tokenizer does to its texts and to hostile ones, and what it costs."""
-    from valkyrie_core.runs_tokenizer import score
+    from valkyrie_core.runs.tokenizers import score
 
     return score(recipe)
 
@@ -329,7 +329,7 @@ def allocate(
     Raises:
         UsageError: the design is nonsense, can't be matched, or the file exists.
     """
-    from valkyrie_core.runs_allocate import show_or_design
+    from valkyrie_core.runs.allocation import show_or_design
 
     return show_or_design(
         resolved,
@@ -368,7 +368,7 @@ def allocate_search(
         RunInUseError: another process searches in the same folder.
     """
     from valkyrie_core.allocate.search import SearchConfig
-    from valkyrie_core.runs_allocate_search import search_layouts
+    from valkyrie_core.runs.search import search_layouts
 
     name = resolved.recipe.name
     return search_layouts(
@@ -418,6 +418,6 @@ def allocate_importance(
         CheckpointError: no checkpoint is valid.
         UsageError: the window is no shorter than the context.
     """
-    from valkyrie_core.runs_allocate import layer_importance
+    from valkyrie_core.runs.allocation import layer_importance
 
     return layer_importance(find_run(run, runs_dir), window=window, told=progress)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from valkyrie_core import Recipe, runs, runs_fit
+from valkyrie_core import Recipe, runs
 from valkyrie_core.errors import ResourceError
 from valkyrie_core.plan.recipe_plan import Here
 from valkyrie_core.plan.seconds import Rates
+from valkyrie_core.runs import fitting
 
 HELD = 100 << 20
 
@@ -19,7 +20,7 @@ HELD = 100 << 20
 def small_machine(monkeypatch: pytest.MonkeyPatch, free: int, speed: float = 1e12) -> None:
     """A machine that has so many bytes free beside what Python takes."""
     here = Here("cpu", "a small one", "fp32", Rates(speed, speed, 0.0), HELD + free, HELD)
-    monkeypatch.setattr(runs_fit, "examine", lambda *_: here)
+    monkeypatch.setattr(fitting, "examine", lambda *_: here)
 
 
 def recipe(folder: Path, *overrides: str) -> Recipe:
@@ -40,7 +41,7 @@ def test_what_fits_is_trained_as_it_is_written(
 ) -> None:
     small_machine(monkeypatch, free=1 << 30)
     written = recipe(tmp_path)
-    assert runs_fit.fitted(written, goes_on=False) == written
+    assert fitting.fitted(written, goes_on=False) == written
 
 
 def test_what_does_not_fit_is_changed_said_kept_and_resumed(
@@ -78,7 +79,7 @@ def test_a_schedule_is_dropped_and_said(
     schedule = "train.context_schedule=[{from_fraction: 0.5, context_len: 128}]"
     with caplog.at_level(logging.INFO, logger="valkyrie"):
         written = recipe(tmp_path, schedule, "train.fit.step_seconds=0.0001")
-        found = runs_fit.fitted(written, goes_on=False, steps=6).train
+        found = fitting.fitted(written, goes_on=False, steps=6).train
     assert found.context_schedule == ()
     assert (
         'train.context_schedule: [{"from_fraction": 0.5, "context_len": 128}] -> []' in caplog.text
@@ -89,7 +90,7 @@ def test_a_schedule_is_dropped_and_said(
 
 def test_slow_machines_get_fewer_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_machine(monkeypatch, free=1 << 30, speed=1e7)
-    found = runs_fit.fitted(recipe(tmp_path, "train.fit.step_seconds=3"), goes_on=False).train
+    found = fitting.fitted(recipe(tmp_path, "train.fit.step_seconds=3"), goes_on=False).train
     assert found.batch_size * found.context_len < 256
     assert found.optimizer.type == "muon"
 
@@ -97,7 +98,7 @@ def test_slow_machines_get_fewer_tokens(tmp_path: Path, monkeypatch: pytest.Monk
 def test_too_small_a_machine_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_machine(monkeypatch, free=1000)
     with pytest.raises(ResourceError, match="does not fit"):
-        runs_fit.fitted(recipe(tmp_path), goes_on=False)
+        fitting.fitted(recipe(tmp_path), goes_on=False)
     assert not (tmp_path / "tiny-hybrid").exists(), "nothing was written"
 
 
@@ -106,5 +107,5 @@ def test_too_small_a_machine_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [(0.25, "0.25 s"), (41, "41 s"), (600, "10 min"), (9000, "2.5 h"), (864e4, "100 days")],
 )
 def test_durations_are_rough(seconds: float, words: str) -> None:
-    assert runs_fit.duration(seconds) == words
-    assert runs_fit.duration(1000 * runs_fit.YEAR) == "1,000 years"
+    assert fitting.duration(seconds) == words
+    assert fitting.duration(1000 * fitting.YEAR) == "1,000 years"

@@ -73,7 +73,7 @@ def test_training_needs_a_fresh_name(runs_dir: Path) -> None:
 
 
 def test_long_work_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
-    from valkyrie_core.runs_train import tell_now_and_then
+    from valkyrie_core.runs.training import tell_now_and_then
 
     times = iter([0.0, 1.0, 5.0, 5.0, 6.0, 10.0, 10.0])
     tell = tell_now_and_then(5.0, lambda: next(times))

@@ -1,6 +1,6 @@
 """What a training process holds beside its tensors: measured by training next to nothing.
 
-    python -m valkyrie_core.runs_plan_held FILE
+    python -m valkyrie_core.runs.process_memory FILE
 
 Python, torch and the other libraries take hundreds of megabytes, most of them late: at the first
 update, the first validation, the first checkpoint. So a whole training of a model of a few thousand
@@ -50,12 +50,12 @@ def measure_held_bytes() -> int:
     Raises:
         OSError: the process failed, or the system does not tell a process's peak.
     """
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "bytes.json"
         run = subprocess.run(
-            [sys.executable, "-m", "valkyrie_core.runs_plan_held", str(answer)],
+            [sys.executable, "-m", "valkyrie_core.runs.process_memory", str(answer)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,

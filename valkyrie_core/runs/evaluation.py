@@ -15,8 +15,8 @@ from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.weights import rounded
 from valkyrie_core.report import CorpusScore, EvalReport, Weights
-from valkyrie_core.runs_talk import precision_of
-from valkyrie_core.runs_train import tell_now_and_then
+from valkyrie_core.runs.talk import precision_of
+from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import load_run
 

@@ -10,7 +10,7 @@ from valkyrie_core.plan.depth import StepEstimator
 from valkyrie_core.plan.recipe_plan import process_peak
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report.training import StepCost
-from valkyrie_core.runs_plan import examine
+from valkyrie_core.runs.planning import examine
 from valkyrie_core.train.progress import StepEvent
 
 log = logging.getLogger("valkyrie")

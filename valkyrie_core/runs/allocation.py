@@ -26,7 +26,7 @@ from valkyrie_core.report import (
     MatchedSize,
     StackPicture,
 )
-from valkyrie_core.runs_train import tell_now_and_then
+from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.load import load_run
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.plan.recipes import TINY
-from valkyrie_core import runs, runs_plan, runs_predict
+from valkyrie_core import runs
 from valkyrie_core.errors import UsageError
 from valkyrie_core.recipe import Recipe
-from valkyrie_core.runs_plan import parse_memory
+from valkyrie_core.runs import planning, prediction
+from valkyrie_core.runs.planning import parse_memory
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_a_process_that_cannot_be_measured_costs_a_warning(
         raise OSError("no process here")
 
     monkeypatch.setenv("VALKYRIE_CACHE", str(tmp_path))
-    monkeypatch.setattr(runs_plan, "measure_held_bytes", broken)
+    monkeypatch.setattr(planning, "measure_held_bytes", broken)
     with caplog.at_level(logging.WARNING, "valkyrie"):
         report = runs.plan(Recipe.load(TINY[0]))
     assert report.bytes.process_peak is None
@@ -62,7 +63,7 @@ def train(tmp_path: Path, steps: int) -> runs.TrainReport:
 def test_training_says_what_was_predicted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(runs_predict, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(prediction, "WORTH_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, "valkyrie"):
         report = train(tmp_path / "told", 4)
     lines = [line for line in caplog.messages if line.startswith("predicted:")]
@@ -73,7 +74,7 @@ def test_training_says_what_was_predicted(
     assert report.measured is not None
     assert report.measured.peak_bytes is not None
     # the prediction draws no number and changes no weight
-    monkeypatch.setattr(runs_predict, "WORTH_SECONDS", 1e9)
+    monkeypatch.setattr(prediction, "WORTH_SECONDS", 1e9)
     silent = train(tmp_path / "silent", 4)
     assert silent.train_loss == report.train_loss
     assert silent.val_bpb == report.val_bpb

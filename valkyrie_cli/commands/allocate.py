@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -129,9 +129,7 @@ def allocate(
       valkyrie allocate quickstart --search --steps 100 --seeds 2 --out recipes/best.yaml
       valkyrie allocate runs/quickstart --importance --window 64
     """
-    from valkyrie_core import runs
     from valkyrie_core.errors import UsageError
-    from valkyrie_core.recipe import resolve
 
     searching = {
         "--steps": steps,
@@ -143,53 +141,91 @@ def allocate(
     designing = {"--ratio": ratio, "--pattern": pattern, "--preset": preset, "--match": match}
     if search and importance:
         raise UsageError("--search and --importance are two commands: leave one out")
-    if not importance and window is not None:
-        raise UsageError("--window belongs to --importance")
-    if not importance and runs_dir is not None:
-        raise UsageError(
-            "--runs-dir belongs to --importance", hint="a search follows --set runs_dir=FOLDER"
+    if not importance:
+        _refuse({"--window": window}, "belongs to --importance")
+        _refuse(
+            {"--runs-dir": runs_dir},
+            "belongs to --importance",
+            hint="a search follows --set runs_dir=FOLDER",
         )
     if not search:
         _refuse(searching, "belongs to --search")
     if search or importance:
         _refuse(designing, f"does not go with {'--search' if search else '--importance'}")
     if importance:
-        if out is not None or overrides:
-            given = "--out" if out is not None else "--set"
-            raise UsageError(f"{given} does not go with --importance")
-        place = runs.find_run(recipe, runs_dir or "runs")
-        with ReadingDisplay() as display:
-            found = runs.allocate_importance(
-                place.path, window=WINDOW if window is None else window, progress=display.show
-            )
-        emit(found, as_json=as_json, human=lambda console: draw_importance(found, console))
-        return
-    resolved = resolve(recipe, overrides or [])
-    if search:
-        config = runs.search_config(
-            steps=steps, recall_steps=recall_steps, width=width, seeds=seeds
+        _refuse({"--out": out, "--set": overrides or None}, "does not go with --importance")
+        _show_importance(recipe, runs_dir, window, as_json=as_json)
+    elif search:
+        _search(recipe, searching, out, overrides or [], as_json=as_json)
+    else:
+        _show_or_design(recipe, designing, out, overrides or [], as_json=as_json)
+
+
+def _show_importance(run: str, runs_dir: str | None, window: int | None, *, as_json: bool) -> None:
+    from valkyrie_core import runs
+
+    place = runs.find_run(run, runs_dir or "runs")
+    with ReadingDisplay() as display:
+        found = runs.allocate_importance(
+            place.path, window=WINDOW if window is None else window, progress=display.show
         )
-        command = _command(recipe, searching, out, overrides or [])
-        result = runs.allocate_search(
-            resolved, config, out=out, processes=processes or 2, told=_tell, resume_command=command
-        )
-        emit(result, as_json=as_json, human=lambda console: draw_search(result, console))
-        say(f"kept in {result.folder}: search.json, search.md, search.png", style="dim")
-        if result.out is not None:
-            say(f"next: valkyrie train {shlex.quote(result.out)}", style="dim")
-        return
+    emit(found, as_json=as_json, human=lambda console: draw_importance(found, console))
+
+
+def _search(
+    recipe: str,
+    sizes: dict[str, int | None],
+    out: str | None,
+    overrides: list[str],
+    *,
+    as_json: bool,
+) -> None:
+    from valkyrie_core import runs
+    from valkyrie_core.recipe import resolve
+
+    config = runs.search_config(
+        steps=sizes["--steps"],
+        recall_steps=sizes["--recall-steps"],
+        width=sizes["--width"],
+        seeds=sizes["--seeds"],
+    )
+    found = runs.allocate_search(
+        resolve(recipe, overrides),
+        config,
+        out=out,
+        processes=sizes["--processes"] or 2,
+        told=_tell,
+        resume_command=_command(recipe, sizes, out, overrides),
+    )
+    emit(found, as_json=as_json, human=lambda console: draw_search(found, console))
+    say(f"kept in {found.folder}: search.json, search.md, search.png", style="dim")
+    if found.out is not None:
+        say(f"next: valkyrie train {shlex.quote(found.out)}", style="dim")
+
+
+def _show_or_design(
+    recipe: str, design: dict[str, Any], out: str | None, overrides: list[str], *, as_json: bool
+) -> None:
+    from valkyrie_core import runs
+    from valkyrie_core.recipe import resolve
+
     report = runs.allocate(
-        resolved, ratio=ratio, pattern=pattern, preset=preset, match=match, out=out
+        resolve(recipe, overrides),
+        ratio=design["--ratio"],
+        pattern=design["--pattern"],
+        preset=design["--preset"],
+        match=design["--match"],
+        out=out,
     )
     emit(report, as_json=as_json, human=lambda console: draw_report(report, console))
 
 
-def _refuse(options: Mapping[str, int | str | None], why: str) -> None:
+def _refuse(options: Mapping[str, object], why: str, *, hint: str | None = None) -> None:
     from valkyrie_core.errors import UsageError
 
     for name, value in options.items():
         if value is not None:
-            raise UsageError(f"{name} {why}")
+            raise UsageError(f"{name} {why}", hint=hint)
 
 
 def _command(

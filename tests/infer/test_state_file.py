@@ -18,7 +18,7 @@ from valkyrie_core.infer.continuation import Continuation
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.infer.state_file import SavedState, is_state_file, read_state, write_state
 from valkyrie_core.infer.transcript import tensors_fingerprint
-from valkyrie_core.nn import attention, kv_cache
+from valkyrie_core.nn import kv_cache, masked_attention
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state_format import kept_bytes
 from valkyrie_core.nn.weights import Weights
@@ -48,7 +48,7 @@ def test_every_turn_knows_what_a_fresh_reading_knows(
 ) -> None:
     """Turn n's logits equal those after the whole conversation at once, through files and forks."""
     monkeypatch.setattr(kv_cache, "TRIMMED_AT_ONCE", 1)
-    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 8)
+    monkeypatch.setattr(masked_attention, "QUERIES_AT_ONCE", 8)
     model = model_of(name)
     session = ChatSession(model, TOKENIZER, SAMPLING, max_tokens=12)
     for number, text in enumerate(("How do you do?", "and now?", "x")):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.nn.menu import CONFIGS, FFNS, MIXERS, VOCAB, awake
-from valkyrie_core.nn import attention, kv_cache
+from valkyrie_core.nn import kv_cache, masked_attention
 from valkyrie_core.nn.block import ChannelMixer, TokenMixer
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState, map_tensors
@@ -22,7 +22,7 @@ TIGHT = {"rtol": 0.0, "atol": 1e-10}
 def keys_go_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window of a few tokens trims its cache within the few tokens of a law."""
     monkeypatch.setattr(kv_cache, "TRIMMED_AT_ONCE", 1)
-    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 8)
+    monkeypatch.setattr(masked_attention, "QUERIES_AT_ONCE", 8)
 
 
 pytestmark = pytest.mark.parametrize("name", list(CONFIGS))

@@ -11,8 +11,9 @@ import torch
 from tests.train import small
 from tests.train.test_trainer import Bench, Poisoned
 from valkyrie_core.errors import DivergedError
+from valkyrie_core.train.after_backward import StepAfterBackward
 from valkyrie_core.train.checkpoint import list_checkpoints
-from valkyrie_core.train.trainer import Trainer
+from valkyrie_core.train.in_backward import StepInBackward
 
 ADAFACTOR = {"type": "adafactor", "lr": 0.02}
 NEVER = 1e9
@@ -132,6 +133,5 @@ def test_what_does_not_go_together_is_said(key: str, value: str, line: str) -> N
 
 
 def test_a_trainer_updates_after_the_backward_pass_unless_asked(folder: Path) -> None:
-    assert isinstance(Bench(folder).trainer, Trainer)
-    assert Bench(folder).trainer._in_backward is None
-    assert Bench(folder, update="in_backward").trainer._in_backward is not None
+    assert isinstance(Bench(folder).trainer._update, StepAfterBackward)
+    assert isinstance(Bench(folder, update="in_backward").trainer._update, StepInBackward)

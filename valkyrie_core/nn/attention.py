@@ -9,19 +9,18 @@ heads, G query heads per key head, H head width, C half a head.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from valkyrie_core.config import Config
 from valkyrie_core.kernels.attention import blocked_attention, blocked_serves
 from valkyrie_core.kernels.norm_rope import norm_rope, norm_rope_serves
 from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.kv_cache import PADDING, KVState
+from valkyrie_core.nn.masked_attention import Sight, attend, sdpa, seen
 from valkyrie_core.nn.position import (
     Angles,
     PositionConfig,
@@ -33,9 +32,6 @@ from valkyrie_core.nn.position import (
     turn,
 )
 from valkyrie_core.nn.state import Cost, Ctx
-
-QUERIES_AT_ONCE = 128
-"""Queries of a windowed or biased layer whose scores exist at one time."""
 
 
 class AttentionConfig(Config):
@@ -104,7 +100,7 @@ class Attention(nn.Module):
                 clamped_BT = ctx.pos_BT.clamp(max=self.window + self.sinks - 1)
                 near = self._angles(clamped_BT, x_BTD.dtype)
                 sink_q_BNTH = self._placed(query_BTD, self.query_norm, near, x_BTD.dtype)
-            y_BNTH = self._attend(q_BNTH, sink_q_BNTH, ctx.pos_BT, segment_BT, new)
+            y_BNTH = attend(self._sight, q_BNTH, sink_q_BNTH, ctx.pos_BT, segment_BT, new)
             y_BTNH = y_BNTH.transpose(1, 2)
         elif past.length == 0 and T > 1 and blocked_serves(q_BNTH):
             # never slower than SDPA where measured: with its gradients 10 ms against 30 at T = 512,
@@ -119,8 +115,8 @@ class Attention(nn.Module):
         else:
             mask = None
             if past.length > 0 or ctx.packed:
-                mask = _seen(segment_BT, new.segment_BS[:, : new.length], past.length)[:, None]
-            y_BTNH = self._sdpa(q_BNTH, new, new.length, mask).transpose(1, 2)
+                mask = seen(segment_BT, new.segment_BS[:, : new.length], past.length)[:, None]
+            y_BTNH = sdpa(q_BNTH, new, new.length, mask).transpose(1, 2)
         return self.output(y_BTNH.reshape(B, T, D)), new, ctx
 
     def stretch(self, factor: float, trained_context: int) -> bool:
@@ -154,6 +150,10 @@ class Attention(nn.Module):
             return state
         return kv_cache.trim(state, segment_B, pos_B, self.window, self.sinks, at_once=1)
 
+    @property
+    def _sight(self) -> Sight:
+        return Sight(self.window, self.sinks, self.slopes)
+
     def _is_plain(self, past: KVState, num_tokens: int) -> bool:
         """Whether every earlier token of a document is seen, and all by the same rule."""
         if self.slopes is not None:
@@ -182,91 +182,6 @@ class Attention(nn.Module):
         # autocast leaves the norms in fp32: queries and keys must agree with the values
         return x_BNTH.to(x_BTD.dtype)
 
-    def _sdpa(self, q_BNTH: Tensor, cache: KVState, stop: int, mask: Tensor | None) -> Tensor:
-        """[B, N, T, H] by torch's own attention over the first `stop` keys of the cache."""
-        k_BKSH, v_BKSH = cache.k_BKSH[:, :, :stop], cache.v_BKSH[:, :, :stop]
-        if self.num_kv_heads != self.num_heads:
-            groups = self.num_heads // self.num_kv_heads
-            k_BKSH = k_BKSH.repeat_interleave(groups, dim=1)
-            v_BKSH = v_BKSH.repeat_interleave(groups, dim=1)
-        return F.scaled_dot_product_attention(
-            q_BNTH,
-            k_BKSH.to(q_BNTH.dtype),
-            v_BKSH.to(q_BNTH.dtype),
-            attn_mask=mask,
-            is_causal=mask is None and q_BNTH.shape[2] > 1,
-        )
-
-    def _attend(
-        self,
-        q_BNTH: Tensor,
-        sink_q_BNTH: Tensor | None,
-        pos_BT: Tensor,
-        segment_BT: Tensor,
-        cache: KVState,
-    ) -> Tensor:
-        """[B, N, T, H] with a window or a bias, some queries at a time."""
-        past = cache.length - q_BNTH.shape[2]
-        # SDPA takes a bias in the type of the queries, and bf16 is too coarse for one of thousands
-        wide = q_BNTH.dtype in (torch.float32, torch.float64)
-        slides = self.window is not None and not torch.compiler.is_compiling()
-        if slides:
-            # without padding no key is further away in the cache than in its document; how many
-            # sinks there are is a value, of which a compiled graph knows nothing
-            slides = bool((cache.segment_BS[:, : cache.length] != PADDING).all())
-        pieces = []
-        for start in range(0, q_BNTH.shape[2], QUERIES_AT_ONCE):
-            piece = slice(start, start + QUERIES_AT_ONCE)
-            stop = min(past + piece.stop, cache.length)
-            if self.window is None and self.slopes is not None and wide:
-                pos_BS, segment_BS = cache.pos_BS[:, :stop], cache.segment_BS[:, :stop]
-                seen_BTS = _seen(segment_BT[:, piece], segment_BS, past + start)
-                mask = self._biased(seen_BTS, pos_BT[:, start], pos_BS, q_BNTH.dtype)
-                pieces.append(self._sdpa(q_BNTH[:, :, piece], cache, stop, mask))
-                continue
-            keys_S = torch.arange(stop, device=q_BNTH.device)
-            if slides:
-                assert self.window is not None
-                near = max(0, past + start - self.window + 1)
-                # before the window nothing is seen but sinks, of whichever row
-                sinks_S = (cache.pos_BS[:, :near] < self.sinks).any(dim=0).nonzero()[:, 0]
-                keys_S = torch.cat([sinks_S, keys_S[near:]])
-            pos_BS, segment_BS = cache.pos_BS[:, keys_S], cache.segment_BS[:, keys_S]
-            k_BKSH, v_BKSH = cache.k_BKSH[:, :, keys_S], cache.v_BKSH[:, :, keys_S]
-            scores_BNTS = _scores(q_BNTH[:, :, piece], k_BKSH)
-            if sink_q_BNTH is not None:
-                sink_BS = (pos_BS < self.sinks)[:, None, None]
-                sink_scores_BNTS = _scores(sink_q_BNTH[:, :, piece], k_BKSH)
-                scores_BNTS = torch.where(sink_BS, sink_scores_BNTS, scores_BNTS)
-            seen_BTS = _seen(segment_BT[:, piece], segment_BS, past + start, keys_S)
-            distance_BTS = pos_BT[:, piece, None] - pos_BS[:, None, :]
-            if self.window is not None:
-                sink_B1S = (pos_BS < self.sinks)[:, None]
-                seen_BTS = seen_BTS & ((distance_BTS < self.window) | sink_B1S)
-                nearest_BTS = (self.window + self.sinks - 1) - pos_BS[:, None, :]
-                distance_BTS = torch.where(
-                    sink_B1S, torch.minimum(distance_BTS, nearest_BTS), distance_BTS
-                )
-            if self.slopes is not None:
-                slopes_N11 = scores_BNTS.new_tensor(self.slopes)[:, None, None]
-                scores_BNTS = scores_BNTS - slopes_N11 * distance_BTS[:, None]
-            scores_BNTS = scores_BNTS.masked_fill(~seen_BTS[:, None], -torch.inf)
-            pieces.append(_weighted(scores_BNTS.softmax(-1), v_BKSH, q_BNTH.dtype))
-        return torch.cat(pieces, dim=2)
-
-    def _biased(
-        self, seen_BTS: Tensor, pos_B: Tensor, pos_BS: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        """[B, N, T, S]: ALiBi's bias where a key is seen, else -inf.
-
-        What is the same for all keys of a query changes nothing: distances are counted from the
-        position `pos_B` of the first query, so that one row serves them all.
-        """
-        assert self.slopes is not None
-        slopes_N11 = torch.tensor(self.slopes, dtype=dtype, device=pos_BS.device)[:, None, None]
-        bias_BN1S = slopes_N11 * (pos_BS - pos_B[:, None])[:, None, None, :]
-        return torch.where(seen_BTS[:, None], bias_BN1S, -torch.inf)
-
     def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
         """Matrices, and scores and values for every key that is computed with."""
         matrices = 2 * sum(
@@ -278,12 +193,13 @@ class Attention(nn.Module):
             seen = min(self.window + self.sinks, context_len)
         # keys and values, and of every key its segment and its position
         key_bytes = 2 * value_bytes * self.num_kv_heads * self.head_dim + 2 * 8
+        slides = self._sight.slides(context_len)
         # where sinks are turned otherwise than the rest, all keys are scored for either
-        twice = self._slides(context_len) and rotation(self.position, 2, torch.float32) is not None
+        twice = slides and rotation(self.position, 2, torch.float32) is not None
         computed = per_key * 3 // 2 if twice else per_key
-        scores = computed * self._computed_keys(context_len) // context_len
+        scores = computed * self._sight.computed_pairs(context_len) // context_len
         # a fused backward pass makes the scores again: five products instead of four
-        again = 0 if self._slides(context_len) else scores // 2
+        again = 0 if slides else scores // 2
         return Cost(
             flops_per_token=matrices + scores,
             training_flops=3 * (matrices + scores) + again,
@@ -291,64 +207,6 @@ class Attention(nn.Module):
             state_bytes=key_bytes * seen,
         )
 
-    def _slides(self, num_tokens: int) -> bool:
-        """Whether a context is longer than the window."""
-        return self.window is not None and num_tokens > self.window
-
-    def _computed_keys(self, num_tokens: int) -> int:
-        """Pairs of query and key over a context, with those that a block computes and masks."""
-        if self.slopes is None and not self._slides(num_tokens):
-            return num_tokens * (num_tokens + 1) // 2
-        if self.window is None:
-            blocks, rest = divmod(num_tokens, QUERIES_AT_ONCE)
-            return QUERIES_AT_ONCE**2 * blocks * (blocks + 1) // 2 + rest * num_tokens
-        pairs = 0
-        for start in range(0, num_tokens, QUERIES_AT_ONCE):
-            if start + 1 >= self.window + self.sinks:
-                # all blocks from here on are alike, but for the last
-                blocks, rest = divmod(num_tokens - start, QUERIES_AT_ONCE)
-                before = self.window - 1 + self.sinks
-                whole = blocks * QUERIES_AT_ONCE * (QUERIES_AT_ONCE + before)
-                return pairs + whole + rest * (rest + before)
-            stop = min(start + QUERIES_AT_ONCE, num_tokens)
-            pairs += (stop - start) * stop
-        return pairs
-
     def _heads(self, x_BTD: Tensor) -> Tensor:
         B, T, _ = x_BTD.shape
         return x_BTD.view(B, T, -1, self.head_dim).transpose(1, 2)
-
-
-def _scores(q_BNTH: Tensor, k_BKSH: Tensor) -> Tensor:
-    """[B, N, T, S] in fp32 or better: a bias of thousands leaves no room for scores in bf16."""
-    B, N, T, H = q_BNTH.shape
-    K, S = k_BKSH.shape[1:3]
-    q_BKRH = q_BNTH.reshape(B, K, N // K * T, H) / math.sqrt(H)
-    scores_BKRS = q_BKRH @ k_BKSH.to(q_BNTH.dtype).transpose(2, 3)
-    wide = torch.promote_types(scores_BKRS.dtype, torch.float32)
-    return scores_BKRS.view(B, N, T, S).to(wide)
-
-
-def _weighted(weights_BNTS: Tensor, v_BKSH: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values [B, N, T, H], weighted per query, in the type of the queries."""
-    B, N, T, S = weights_BNTS.shape
-    K, H = v_BKSH.shape[1], v_BKSH.shape[3]
-    weights_BKRS = weights_BNTS.to(dtype).view(B, K, N // K * T, S)
-    return (weights_BKRS @ v_BKSH.to(dtype)).view(B, N, T, H)
-
-
-def _seen(
-    segment_BT: Tensor, segment_BS: Tensor, past: int, keys_S: Tensor | None = None
-) -> Tensor:
-    """[B, T, S]: the same document, not later; padding sees itself, so that no row is empty.
-
-    Args:
-        past: the place in the cache of the first query's key.
-        keys_S: the keys' places in the cache; None: from its beginning.
-    """
-    T, S = segment_BT.shape[1], segment_BS.shape[1]
-    t_T1 = torch.arange(T, device=segment_BT.device)[:, None] + past
-    s_S = torch.arange(S, device=segment_BT.device) if keys_S is None else keys_S
-    same_BTS = segment_BT[:, :, None] == segment_BS[:, None, :]
-    real_BT1 = (segment_BT != PADDING)[:, :, None]
-    return (same_BTS & real_BT1 & (s_S <= t_T1)) | (s_S == t_T1)

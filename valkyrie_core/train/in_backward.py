@@ -30,8 +30,8 @@ class StepInBackward:
         """
         Args:
             clip_norm: a parameter's gradient is scaled down to this norm.
-            diverged: makes what is raised for a gradient that is not finite, from its parameter's
-                name; the weights are then of no use any more.
+            diverged: makes what is raised for a gradient that is not finite, from a sentence about
+                it; the weights are then of no use any more.
         """
         self._optimizers = optimizers
         self._clip_norm = clip_norm
@@ -41,8 +41,8 @@ class StepInBackward:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
 
-    def take_norm(self) -> float:
-        """The global norm of all gradients since this was last asked, before clipping."""
+    def finish(self, loss: float) -> float:
+        """Ends a step whose updates are done; returns the global norm before clipping."""
         norm, self._square_sum = math.sqrt(self._square_sum), 0.0
         return norm
 
@@ -51,7 +51,7 @@ class StepInBackward:
             assert parameter.grad is not None
             norm = norm_of(parameter.grad)
             if not math.isfinite(norm):
-                raise self._diverged(name)
+                raise self._diverged(f"the gradient of {name} is not finite")
             self._square_sum += norm * norm
             if norm > self._clip_norm:
                 parameter.grad.mul_(self._clip_norm / norm)

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from valkyrie_core.data.batch import Batch
 from valkyrie_core.errors import DivergedError, ResourceError
@@ -25,6 +23,7 @@ from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import IGNORED, HybridLM
 from valkyrie_core.nn.state import LMState
 from valkyrie_core.train import carry
+from valkyrie_core.train.after_backward import StepAfterBackward
 from valkyrie_core.train.checkpoint import Checkpoint
 from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.device import autocast
@@ -106,11 +105,12 @@ class Trainer:
         self._eval_every = config.eval_every or max(1, config.steps // 10)
         self._save_every = config.save_every or self._eval_every
         model.core.recomputes = config.activation_checkpointing
-        self._in_backward: StepInBackward | None = None
+        clip = config.clip_grad_norm
+        self._update: StepAfterBackward | StepInBackward
         if config.update == "in_backward":
-            self._in_backward = StepInBackward(
-                model, self.optimizers, config.clip_grad_norm, self._diverged_in_backward
-            )
+            self._update = StepInBackward(model, self.optimizers, clip, self._lost)
+        else:
+            self._update = StepAfterBackward(model, self.optimizers, clip, self._diverged)
         self._loss = model.loss
         if config.compile is not None:
             log.info("the model is compiled: its first step takes up to a minute")
@@ -189,7 +189,7 @@ class Trainer:
                 share, after = self._backward(micro, num_scored, before)
                 loss += share
                 states.append(after)
-            grad_norm = self._update(loss)
+            grad_norm = self._update.finish(loss)
         except BaseException:
             self.optimizers.zero_grad()
             rng.restore()
@@ -202,16 +202,6 @@ class Trainer:
         flops = 3 * num_tokens * sum(self.model.flops_per_token(stage.context_len).values())
         self.meter.add(num_tokens, flops, seconds)
         self._report()
-
-    def _update(self, loss: float) -> float:
-        """Use the gradients, unless the backward pass has; returns their global norm."""
-        if self._in_backward is not None:
-            return self._in_backward.take_norm()
-        norm = self._finite_grad_norm(loss)
-        clip_grads_with_norm_(self.model.parameters(), self.config.clip_grad_norm, norm)
-        self.optimizers.step()
-        self.optimizers.zero_grad()
-        return float(norm)
 
     def _announce(self, stage: Stage) -> None:
         again = "; the carried states start anew" if self.config.state_passing else ""
@@ -247,26 +237,9 @@ class Trainer:
         torch.autograd.backward(loss * share)
         return value, carry.carried(state)
 
-    def _finite_grad_norm(self, loss: float) -> Tensor:
-        gradients = {
-            name: parameter.grad
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None
-        }
-        norm = get_total_norm(gradients.values())
-        if bool(torch.isfinite(norm)):
-            return norm
-        names = non_finite(gradients)
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            where = f"the gradients of {', '.join(names[:5])}{more} are not finite"
-        else:
-            where = "the gradients are finite, but their norm is not"
-        raise self._diverged(f"the loss of the next step is {loss:.4g} and {where}")
-
-    def _diverged_in_backward(self, name: str) -> DivergedError:
+    def _lost(self, what: str) -> DivergedError:
         return self._diverged(
-            f"the gradient of {name} is not finite",
+            what,
             "the backward pass had updated others before it; what was trained since the last "
             "checkpoint is lost",
         )

@@ -151,12 +151,15 @@ def _draw_seconds(report: PlanReport, console: Console) -> None:
     console.print(f"Here ({report.threads} threads, {here.precision}): {here.basis}.")
     if others:
         console.print(f"Others (bf16): {others[0].basis}.")
+        console.print("Their needs are those of tensors: a driver's own memory comes on top.")
     console.print("Decoding: an upper bound, weights and state read once per token by all memory.")
     console.print()
 
 
 def _duration(seconds: float) -> str:
     """Three digits, from milliseconds to years."""
+    if 0 < seconds < 1e-6:
+        return "< 0.001 ms"
     if seconds < 1:
         return f"{1e3 * seconds:.3g} ms"
     for length, name in ((365 * 86400, "years"), (86400, "days")):

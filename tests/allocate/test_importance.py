@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.allocate.small import tiny
+from valkyrie_core.allocate import importance
 from valkyrie_core.allocate.importance import (
     Windows,
     bootstrap,
@@ -63,6 +64,14 @@ def test_kl_is_the_formula_s(model: HybridLM, text: Windows) -> None:
             q = model(text.tokens_WT, state, text.doc_WT).logits_BTV.double().softmax(-1)
     expected = (p * (p / q).log()).sum(-1).mean()
     assert found[1, "windowed"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_kl_does_not_depend_on_how_much_is_compared_at_once(
+    model: HybridLM, text: Windows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measure(model, text, window=4)
+    monkeypatch.setattr(importance, "LOGITS_AT_ONCE", 7 * model.head.out_features)
+    assert [x.kl for x in measure(model, text, window=4)] == pytest.approx([x.kl for x in whole])
 
 
 def test_nothing_stays_changed(model: HybridLM, text: Windows) -> None:

@@ -168,6 +168,34 @@ def test_a_signal_keeps_what_is_done_and_leaves_nobody(
         assert "--steps 2000" in failure["hint"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sends a signal to a group")
+def test_ctrl_c_while_processes_start_is_one_clean_stop(recipe: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "small.json"
+    recipe.save(file)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "valkyrie_cli", "allocate", str(file), "--search"),
+            *("--steps", "2000", "--recall-steps", "2000", "--seeds", "1"),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: len(children(process.pid)) >= 2)
+        # as a terminal does: to all of them, while they import
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+    assert "KeyboardInterrupt" not in err
+    assert "saving as soon as" not in err
+
+
 def test_a_proxy_that_diverges_at_its_end_is_a_score(recipe: Recipe, cache: Path) -> None:
     optimizer = {"type": "adamw", "lr": 1e30}
     train = recipe.train.model_validate({**recipe.train.model_dump(), "optimizer": optimizer})

@@ -10,8 +10,15 @@ import pytest
 from tests.allocate.small import SEARCH, tiny
 from valkyrie_core import runs
 from valkyrie_core.allocate.proxy import Job, Score, proxy_model
-from valkyrie_core.allocate.search import SearchConfig, expected_steps, search, search_config
+from valkyrie_core.allocate.search import (
+    SearchConfig,
+    expected_steps,
+    feasible,
+    search,
+    search_config,
+)
 from valkyrie_core.errors import UsageError
+from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe, resolve
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -73,8 +80,57 @@ def test_proxies_of_one_task_are_equally_large() -> None:
             )
             model = proxy_model(recipe, job, SearchConfig().proxy)
             assert len(model.core.layers) == 4
-            sizes.add(model.dim)
-        assert len(sizes) == 1
+            sizes.add(weightless(model).num_parameters())
+        assert max(sizes) / min(sizes) < 1.01
+
+
+def test_what_is_beaten_within_its_rung_is_not_marked() -> None:
+    recipe = Recipe.load(QUICKSTART)
+    found = search(recipe, SearchConfig(), lambda jobs: [fake(job) for job in jobs])
+    # attention in half of the layers recalls no more than in a quarter, and reads more
+    assert "RARA" in {one.name for rung, one in found.scored if rung == 1}
+    assert (1, "RARA") not in found.unbeaten
+    assert {name for rung, name in found.unbeaten if rung == 1} & {"RRRA", "RARR", "RRAR"}
+
+
+SMALL_FFNS = [
+    "model.core.blocks.rwkv.ffn.hidden_dim=8",
+    "model.core.blocks.attn.ffn.hidden_dim=8",
+]
+
+
+def test_layouts_that_can_t_be_as_large_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = Recipe.load(QUICKSTART, SMALL_FFNS)
+    # mixers of RWKV-7 are larger than those of attention, and there is no ffn to make up for it
+    assert "RRRR" not in {one.name for one in feasible(recipe, SearchConfig())}
+    assert caplog.messages[0].startswith("RRRR is left out: without any ffn")
+    block = "{mixer: {type: attention, num_heads: 4}, ffn: {type: swiglu, hidden_dim: 8}}"
+    one_layer = [f"model.core.blocks={{attn: {block}}}", "model.core.pattern=[attn]"]
+    with pytest.raises(UsageError, match="nothing to compare"):
+        feasible(Recipe.load("tiny/transformer", one_layer), SearchConfig())
+    whole = Recipe.load(QUICKSTART)
+    assert len(feasible(whole, SearchConfig())) == 8
+
+
+def test_scores_of_other_texts_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VALKYRIE_CACHE", str(tmp_path / "cache"))
+    tiny(tmp_path).save(tmp_path / "small.json")
+    resolved = resolve(tmp_path / "small.json")
+    runs.allocate_search(resolved, SEARCH, out=tmp_path / "one.yaml")
+    (tmp_path / "texts" / "03.txt").write_text("Something else.")
+    with pytest.raises(UsageError, match="the texts are not those"):
+        runs.allocate_search(resolved, SEARCH, out=tmp_path / "two.yaml")
+
+
+def test_a_file_in_the_way_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    tiny(tmp_path).save(tmp_path / "small.json")
+    (tmp_path / "file").write_text("")
+    resolved = resolve(tmp_path / "small.json")
+    with pytest.raises(UsageError, match="is no folder"):
+        runs.allocate_search(resolved, SEARCH, out=tmp_path / "file" / "new.yaml")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_windows_shrink_with_their_context() -> None:

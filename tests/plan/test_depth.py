@@ -36,8 +36,11 @@ def recipe(**train: Any) -> Recipe:
             "activation_checkpointing": "true",
         },
         {"context_len": 2048, "batch_size": 1},
+        # one operation updates all weights: it grows with depth, and is no operation more
+        {"optimizer": "{type: adamw}", "batch_size": 1},
+        {"context_schedule": "[{from_fraction: 0.5, context_len: 128}]"},
     ],
-    ids=["plain", "checkpointing", "accumulation", "little-memory", "long"],
+    ids=["plain", "checkpointing", "accumulation", "little-memory", "long", "adamw", "stages"],
 )
 def test_it_is_what_the_whole_model_takes(
     train: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.plan.recipes import TINY
-from valkyrie_core.plan.fit import LITTLE_MEMORY, Fit, changed, fit, ladders
+from valkyrie_core.plan.fit import Fit, changed, fit, ladders
 from valkyrie_core.recipe import Recipe
 
 
@@ -58,7 +58,7 @@ def test_little_memory_comes_last_and_loads(recipe: Recipe) -> None:
 
     found = fit(recipe, 600, narrow, list(ladders(recipe)))
     assert found.best is not None
-    assert found.best.changes == LITTLE_MEMORY
+    assert found.best.changes == list(ladders(recipe))[-1][0]
     changed_recipe = changed(recipe, found.best.changes)
     assert changed_recipe.train.update == "in_backward"
     long = recipe.model_copy(update={"train": recipe.train.model_copy(update={"context_len": 256})})
@@ -68,7 +68,22 @@ def test_little_memory_comes_last_and_loads(recipe: Recipe) -> None:
 
     found = fit(long, 640, by_context, list(ladders(long)))
     assert found.best is not None
-    assert found.best.changes[-2:] == ("train.context_len=128", "train.context_schedule=[]")
+    assert found.best.changes[-1] == "train.context_len=128"
+
+
+def test_little_memory_is_what_fitting_makes_of_it(recipe: Recipe) -> None:
+    """A schedule goes, and an adafactor that is there stays as it is."""
+    train = {
+        **recipe.train.model_dump(),
+        "optimizer": {"type": "adafactor", "lr": 0.001, "weight_decay": 0.1},
+        "context_schedule": [{"from_fraction": 0.5, "context_len": 2 * recipe.train.context_len}],
+    }
+    staged = recipe.model_copy(update={"train": recipe.train.model_validate(train)})
+    last = list(ladders(staged))[-1]
+    made = changed(staged, last[0]).train
+    assert made.context_len == recipe.train.context_len
+    assert made.context_schedule == ()
+    assert made.optimizer == staged.train.optimizer
 
 
 def test_nothing_fits(recipe: Recipe) -> None:

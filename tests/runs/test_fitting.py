@@ -88,6 +88,16 @@ def test_a_schedule_is_dropped_and_said(
     assert "longer than train.fit.step_seconds" in caplog.text
 
 
+def test_a_fitted_run_s_recipe_begins_another_one_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_machine(monkeypatch, free=1 << 30)
+    written = recipe(tmp_path, "train.fit.changed=[batch_size]")
+    begun = fitting.fitted(written, goes_on=False).train
+    assert begun.fit is not None
+    assert begun.fit.changed == ()
+
+
 def test_slow_machines_get_fewer_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_machine(monkeypatch, free=1 << 30, speed=1e7)
     found = fitting.fitted(recipe(tmp_path, "train.fit.step_seconds=3"), goes_on=False).train

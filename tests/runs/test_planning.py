@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.plan.recipes import TINY
+from tests.train import small
 from valkyrie_core import runs
 from valkyrie_core.errors import UsageError
 from valkyrie_core.recipe import Recipe
@@ -78,6 +79,29 @@ def test_training_says_what_was_predicted(
     silent = train(tmp_path / "silent", 4)
     assert silent.train_loss == report.train_loss
     assert silent.val_bpb == report.val_bpb
+
+
+def test_a_prediction_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where nothing was measured before: rates are, and draw no number that training has."""
+    monkeypatch.setattr(prediction, "WORTH_SECONDS", 0.0)
+    monkeypatch.setenv("VALKYRIE_CACHE", str(tmp_path / "cache"))
+    digests = []
+    for name in ("measured", "known"):
+        train(tmp_path / name, 4)
+        (run,) = (tmp_path / name).iterdir()
+        digests.append(small.digest(run))
+    assert digests[0] == digests[1]
+
+
+def test_stages_are_as_long_as_they_are() -> None:
+    plain = ["model.dim=64", "train.steps=10", "train.batch_size=8", "train.context_len=64"]
+    staged = "train.context_schedule=[{from_fraction: 0.9, context_len: 512}]"
+    short = runs.plan(Recipe.load(TINY[0], plain)).seconds[0]
+    both = runs.plan(Recipe.load(TINY[0], [*plain, staged])).seconds[0]
+    long = ["train.batch_size=1", "train.context_len=512"]
+    last = runs.plan(Recipe.load(TINY[0], [*plain, *long])).seconds[0]
+    assert last.step != pytest.approx(short.step, rel=0.01)
+    assert both.recipe == pytest.approx(9 * short.step + last.step, rel=1e-6)
 
 
 def test_a_short_training_is_not_kept_waiting(tmp_path: Path) -> None:

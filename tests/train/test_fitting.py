@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from valkyrie_core import Recipe
-from valkyrie_core.errors import ResourceError
+from valkyrie_core.errors import ResourceError, UsageError
 from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.fitting import FITTED, StepCost, as_fitted, fit, tokens_per_step
 
@@ -77,6 +78,25 @@ def test_slow_steps_are_saved_and_validated_at_their_pace() -> None:
     fitted = fit(training(save_every=500, eval_tokens=10**6), cost, 2_300)
     assert fitted.train.save_every == max(1, int(1800 / fitted.cost.seconds))
     assert fitted.train.eval_tokens == max(256, tokens_per_step(fitted.train))
+
+
+def test_saves_become_no_rarer_and_validations_no_shorter_without_need() -> None:
+    # a validation every 10 steps is a checkpoint every 10
+    often = fit(training(steps=10_000, eval_every=10, eval_tokens=10**6), cost, 13_500).train
+    assert often.activation_checkpointing
+    assert often.save_every is None
+    assert often.eval_tokens == 10**6
+
+
+def test_what_does_not_go_with_a_fitted_run_is_told() -> None:
+    written = training()
+    fitted = fit(written, cost, 13_000).train
+    assert fitted.grad_accum_steps > 1
+    odd = training(batch_size=fitted.batch_size - 1, grad_accum_steps=1)
+    with pytest.raises(UsageError, match=r"train\.grad_accum_steps.*must divide"):
+        as_fitted(fitted, odd)
+    with pytest.raises(ValidationError):
+        training(fit={"changed": ["foo"]})
 
 
 def test_what_can_not_fit_is_an_error() -> None:

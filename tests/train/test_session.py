@@ -471,6 +471,16 @@ def test_weights_of_another_run_are_the_start(folder: Path, cache: Path) -> None
     assert not [name for name in started.training_tensors() if name.startswith("optimizer/")]
 
 
+def test_weights_of_another_type_are_rounded_at_the_start(folder: Path, cache: Path) -> None:
+    first = small.train(small.recipe(folder, name="first"), cache=cache)
+    narrow = {"weights": "bf16", "optimizer": {"type": "adafactor"}, "init_from": "first"}
+    second = small.train(small.recipe(folder, name="second", steps=1, **narrow), cache=cache)
+    begun = verify(list_checkpoints(second.run.checkpoints)[-1][1]).model_tensors()
+    for name, tensor in small.weights(first.run).items():
+        assert begun[name].dtype in (torch.bfloat16, torch.float32)
+        assert torch.equal(begun[name], tensor.to(begun[name].dtype)), name
+
+
 def test_a_start_that_does_not_fit_says_what_does_not(folder: Path, cache: Path) -> None:
     with pytest.raises(MissingError, match="no such run") as caught:
         small.train(small.recipe(folder, init_from="nobody"), cache=cache)

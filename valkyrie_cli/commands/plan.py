@@ -28,9 +28,9 @@ def plan(
 ) -> None:
     """Tell what a recipe costs: parameters, FLOPs by type of mixer, memory, time, disk.
 
-    No weights are built and no text is read. Parameters, FLOPs and files are exact; memory is
-    traced on tensors without data; seconds are estimates. The first time on a machine its speed
-    and the memory of a training process are measured, which takes some ten seconds.
+    No weights are built and no text is read. Parameters and files are exact, FLOPs a formula;
+    memory is traced on tensors without data; seconds are estimates. The first time on a machine
+    its speed and the memory of a training process are measured, which takes some ten seconds.
 
     \b
     Examples:

@@ -95,6 +95,8 @@ def better_half(scored: Sequence[Scored]) -> list[str]:
     order = sorted(
         range(len(scored)),
         key=lambda i: (
+            # what diverged can't be chosen
+            scored[i].mean_bpb.value == WORST,
             ranks[i],
             -round(scored[i].mean_recall.value / TIE),
             scored[i].mean_bpb.value,

@@ -4,7 +4,7 @@ One layer at a time, attention sees a window only, or the mixer's output is zero
 KL(original || changed) of the next token's distribution on held-out text. An attention layer that a
 window hardly changes does its work nearby, and is the first that could become recurrent.
 
-Shapes: B windows at once, W windows, T time, V vocabulary.
+Shapes: B windows at once, W windows, T time, D model, V vocabulary, R positions at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.errors import UsageError
 from valkyrie_core.nn.attention import Attention
 from valkyrie_core.nn.block import Block
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.model import LOGITS_AT_ONCE, HybridLM
 from valkyrie_core.nn.state import Ctx
 
 Change = Literal["windowed", "removed"]
@@ -118,12 +118,12 @@ def measure(
     kl_PW = np.zeros((len(plan), len(text.tokens_WT)))
     for start in range(0, len(text.tokens_WT), AT_ONCE):
         piece = Windows(*(x_WT[start : start + AT_ONCE] for x_WT in text))
-        original_BTV = _log_probabilities(model, piece)
+        original_BTD = _hidden(model, piece)
         for row, (layer, change) in enumerate(plan):
             with changed(layers_of(model)[layer], change, window):
-                other_BTV = _log_probabilities(model, piece)
-            kl_BT = (original_BTV.exp() * (original_BTV - other_BTV)).sum(-1)
-            kl_PW[row, start : start + AT_ONCE] = kl_BT.mean(1).numpy()
+                other_BTD = _hidden(model, piece)
+            kl_BT = divergence(model, original_BTD, other_BTD)
+            kl_PW[row, start : start + AT_ONCE] = kl_BT.mean(1).cpu().numpy()
         if told is not None:
             told("windows", min(start + AT_ONCE, len(text.tokens_WT)), len(text.tokens_WT))
     return [
@@ -158,11 +158,26 @@ def bootstrap(values_W: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, 
     return float(low), float(high)
 
 
-def _log_probabilities(model: HybridLM, text: Windows) -> Tensor:
-    """[B, T, V] of the next token, on the CPU."""
+def divergence(model: HybridLM, original_BTD: Tensor, other_BTD: Tensor) -> Tensor:
+    """[B, T] KL(original || other) in nats of the next token, from what the head is given.
+
+    Some positions at a time: all of their probabilities would be gigabytes.
+    """
+    rows = max(1, LOGITS_AT_ONCE // model.head.out_features)
+    split = (torch.split(x_BTD.flatten(0, 1), rows) for x_BTD in (original_BTD, other_BTD))
+    pairs = zip(*split, strict=True)
+    pieces = []
+    with torch.inference_mode():
+        for pair in pairs:
+            ours_RV, theirs_RV = (model.head(x_RD).float().log_softmax(-1) for x_RD in pair)
+            pieces.append((ours_RV.exp() * (ours_RV - theirs_RV)).sum(-1))
+    return torch.cat(pieces).view(original_BTD.shape[:2])
+
+
+def _hidden(model: HybridLM, text: Windows) -> Tensor:
+    """[B, T, D]: what the head is given."""
     device = model.embedding.weight.device
     with torch.inference_mode():
         state = model.init_state(len(text.tokens_WT))
-        logits_BTV = model(text.tokens_WT.to(device), state, text.doc_WT.to(device)).logits_BTV
-        log_BTV: Tensor = logits_BTV.float().log_softmax(-1).cpu()
-        return log_BTV
+        x_BTD, _, _ = model._hidden(text.tokens_WT.to(device), state, text.doc_WT.to(device))
+        return x_BTD

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -131,7 +133,7 @@ def _processes(count: int, work: Work) -> Iterator[list[Connection]]:
     connections: list[Connection] = []
     started: list[BaseProcess] = []
     try:
-        with _one_thread():
+        with _one_thread(), _without_interrupts():
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process: BaseProcess = context.Process(
@@ -152,6 +154,19 @@ def _processes(count: int, work: Work) -> Iterator[list[Connection]]:
 
 
 @contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that start in here never see Ctrl-C, which goes to the whole group: the parent
+    decides, and ends them. Here it waits until they have started."""
+    # the tracker that the first start would begin lets interrupts in again
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _one_thread() -> Iterator[None]:
     """Processes that start in here compute with one thread from their first import on."""
     before = os.environ.get("OMP_NUM_THREADS")
@@ -167,9 +182,7 @@ def _one_thread() -> Iterator[None]:
 
 def _serve(connection: Connection, recipe_json: str, config_json: str) -> None:
     """What a process does: trains one job after another until nobody asks any more."""
-    import signal
-
-    # Ctrl-C goes to the whole group; the parent decides, and ends this process
+    # blocked since before the start: the parent ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = os.getppid()

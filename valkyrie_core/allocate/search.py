@@ -8,6 +8,7 @@ whole schedule.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +16,23 @@ from typing import NamedTuple
 from pydantic import Field
 
 from valkyrie_core.allocate.candidates import Candidate, candidates, designed
-from valkyrie_core.allocate.choice import WORST, Choice, Scored, better_half, choose
+from valkyrie_core.allocate.choice import (
+    WORST,
+    Choice,
+    Scored,
+    better_half,
+    choose,
+    pareto_marks,
+)
 from valkyrie_core.allocate.picture import decode_bytes
-from valkyrie_core.allocate.proxy import Job, ProxyConfig, Score, Task
+from valkyrie_core.allocate.proxy import Job, ProxyConfig, Score, Task, proxy_model
 from valkyrie_core.config import Config
+from valkyrie_core.errors import UsageError
 from valkyrie_core.plan.flops import training_flops
 from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe
+
+log = logging.getLogger("valkyrie")
 
 DECODE_CONTEXT = 16_384
 """Tokens before the one whose decoding is counted."""
@@ -66,6 +77,8 @@ class Found(NamedTuple):
 
     scored: list[tuple[int, Scored]]
     """Every candidate at the last rung that it reached (from 1), the last rung's first."""
+    unbeaten: frozenset[tuple[int, str]]
+    """(rung, candidate) of those that no other one of that rung dominates, gone on or not."""
     choice: Choice
     scores: list[Score]
     """Of all trainings."""
@@ -87,15 +100,17 @@ def costs(recipe: Recipe, among: Sequence[Candidate]) -> dict[str, Cost]:
 
 def search(recipe: Recipe, config: SearchConfig, train: Train) -> Found:
     """Trains rung by rung and chooses; the same for the same recipe and configuration."""
-    among = candidates(recipe.model)
+    among = feasible(recipe, config)
     price = costs(recipe, among)
     reached: dict[str, tuple[int, Scored]] = {}
     every: list[Score] = []
+    unbeaten: set[tuple[int, str]] = set()
     for number, rung in enumerate(config.rungs, 1):
         scores = train(rung_jobs(among, number, rung, config.proxy))
         every += scores
         scored = [_scored(one, scores, price[one.name]) for one in among]
         reached |= {one.name: (number, one) for one in scored}
+        unbeaten |= {(number, name) for name, mark in pareto_marks(scored).items() if mark}
         if number < len(config.rungs):
             going = better_half(scored)
             among = [one for one in among if one.name in going]
@@ -104,7 +119,31 @@ def search(recipe: Recipe, config: SearchConfig, train: Train) -> Found:
     ordered = sorted(reached.values(), key=lambda pair: -pair[0])
     mqar = config.proxy.recall.mqar
     guessing = sum(1 / pairs for pairs in mqar.pairs) / len(mqar.pairs)
-    return Found(ordered, choose(last, guessing), every)
+    return Found(ordered, frozenset(unbeaten), choose(last, guessing), every)
+
+
+def feasible(recipe: Recipe, config: SearchConfig) -> list[Candidate]:
+    """The candidates that can be made as large as the recipe, at its width and as proxies.
+
+    Raises UsageError where fewer than two can.
+    """
+    found = []
+    for one in candidates(recipe.model):
+        jobs = rung_jobs([one], 1, config.rungs[0], config.proxy)
+        try:
+            designed(recipe.model, one)
+            for job in jobs:
+                proxy_model(recipe, job, config.proxy)
+        except UsageError as error:
+            log.warning("%s is left out: %s", one.name, error.message)
+        else:
+            found.append(one)
+    if len(found) < 2:
+        raise UsageError(
+            "there is nothing to compare: other layouts can't have as many parameters",
+            hint="the ffns are too small to be resized; give them a larger hidden_dim",
+        )
+    return found
 
 
 def rung_jobs(among: Sequence[Candidate], number: int, rung: Rung, proxy: ProxyConfig) -> list[Job]:

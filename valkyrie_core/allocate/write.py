@@ -21,6 +21,11 @@ def check_free(path: Path) -> None:
         raise UsageError(
             f"{path} exists already", hint="name another file with --out, or remove this one first"
         )
+    for parent in path.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise UsageError(f"{path} can't be written: {parent} is no folder")
+            break
 
 
 def recipe_text(
@@ -36,6 +41,11 @@ def recipe_text(
     # a name has at most 100 characters
     tree["name"] = f"{resolved.recipe.name[: 100 - len(suffix) - 1]}-{suffix}"
     tree["model"] = {**tree["model"], "core": plain(model.core)}
+    fitted = tree.get("train", {}).get("fit")
+    if isinstance(fitted, dict):
+        # what a run was fitted to is no business of a new one
+        fit = {key: value for key, value in fitted.items() if key != "changed"}
+        tree["train"] = {**tree["train"], "fit": fit}
     comments = [line for reason in reasons for line in _wrapped(reason)]
     text = "\n".join([*comments, *_lines(tree, 0)]) + "\n"
     recipe = resolve_bytes(text.encode(), "the new recipe").recipe

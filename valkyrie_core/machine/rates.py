@@ -1,14 +1,20 @@
-"""How fast this machine moves memory, and how long it takes to start an operation."""
+"""How fast this machine moves memory, and how long it takes to start an operation.
+
+    python -m valkyrie_core.machine.rates bandwidth|operation DEVICE THREADS
+
+prints one of both. They are measured so, in a process of their own.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from valkyrie_core.machine.apart import run_apart
 from valkyrie_core.machine.hardware import processor_key, synchronize
 from valkyrie_core.machine.measured import measured
 
@@ -17,24 +23,26 @@ COPIED_BYTES = 1 << 27
 
 
 def memory_bandwidth(*, cache_dir: Path | None = None, device: str = "cpu") -> float:
-    """Bytes per second that are read and written together; measured once, in under a second.
+    """Bytes per second that are read and written together; measured once, in some seconds.
 
     It bounds decoding, which reads all weights for every token, and whatever computes little with
     much: norms, updates of weights.
     """
-    key = "|".join((processor_key(device), device, "bandwidth"))
-    return _kept(key, lambda: measure_bandwidth(device=device), cache_dir)
+    return _kept("bandwidth", device, cache_dir)
 
 
 def operation_seconds(*, cache_dir: Path | None = None, device: str = "cpu") -> float:
     """Seconds that an operation takes which has next to nothing to compute."""
-    key = "|".join((processor_key(device), device, "operation"))
-    return _kept(key, lambda: measure_operation(device=device), cache_dir)
+    return _kept("operation", device, cache_dir)
 
 
-def _kept(key: str, measure: Callable[[], float], cache_dir: Path | None) -> float:
-    found = measured(key, ("value",), lambda: {"value": measure()}, cache_dir=cache_dir)
-    return found["value"]
+def _kept(rate: str, device: str, cache_dir: Path | None) -> float:
+    def measure() -> dict[str, float]:
+        threads = str(torch.get_num_threads())
+        return {"value": float(run_apart(__name__, rate, device, threads))}
+
+    key = "|".join((processor_key(device), device, rate))
+    return measured(key, ("value",), measure, cache_dir=cache_dir)["value"]
 
 
 def measure_bandwidth(*, device: str = "cpu", repeats: int = 5) -> float:
@@ -65,3 +73,14 @@ def measure_operation(*, device: str = "cpu", count: int = 300, repeats: int = 5
         # of each layer one product forward, two backward, and a sum of gradients
         best = min(best, (time.perf_counter() - began) / (4 * count))
     return best
+
+
+def main(rate: str, device: str, threads: str) -> None:
+    """Measures here and prints the number."""
+    torch.set_num_threads(int(threads))
+    measure = {"bandwidth": measure_bandwidth, "operation": measure_operation}[rate]
+    sys.stdout.write(f"{measure(device=device)!r}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -16,7 +16,7 @@ from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.plan.seconds import Rates, step_seconds
 from valkyrie_core.plan.trace import StepMemory, Training, Work
 from valkyrie_core.recipe import Recipe
-from valkyrie_core.train.stages import Stage
+from valkyrie_core.train.stages import Stage, stages
 
 SHALLOW = (2, 3)
 """Repeats of the pattern that are traced."""
@@ -49,9 +49,9 @@ class Depths:
         """What grows evenly with depth, at the recipe's own."""
         return self._at_full_depth([of(training) for training in self._trainings])
 
-    def largest_step(self) -> StepMemory:
-        """The step that takes the most, over all stages of the recipe."""
-        return self._deep([one.largest_step() for one in self._trainings])
+    def steps(self) -> list[StepMemory]:
+        """One step of every stage of the recipe."""
+        return [self.step(stage) for stage in stages(self.recipe.train)]
 
     def step(self, stage: Stage, *, recomputes: bool | None = None) -> StepMemory:
         """One whole step of a stage."""
@@ -60,11 +60,6 @@ class Depths:
     def _deep(self, steps: list[StepMemory]) -> StepMemory:
         if len(steps) == 1:
             return steps[0]
-        # what one more repeat does, operation by operation
-        more = Counter(steps[1].work) - Counter(steps[0].work)
-        work: list[Work] = list(steps[1].work)
-        for operation, count in more.items():
-            work += self._more * count * [operation]
         return StepMemory(
             stage=steps[1].stage,
             weights=self._at_full_depth([step.weights for step in steps]),
@@ -72,8 +67,24 @@ class Depths:
             optimizer=self._at_full_depth([step.optimizer for step in steps]),
             activations=self._at_full_depth([step.activations for step in steps]),
             peak=self._at_full_depth([step.peak for step in steps]),
-            work=tuple(work),
+            work=self._work(steps[0].work, steps[1].work),
         )
+
+    def _work(self, less: tuple[Work, ...], more: tuple[Work, ...]) -> tuple[Work, ...]:
+        """The operations at full depth: those that another repeat adds, once for each; and those
+        that grow with depth (an update of all weights at once), grown."""
+        before, after = Counter(less), Counter(more)
+        added = list((after - before).elements())
+        grown = []
+        for old in (before - after).elements():
+            larger = [x for x in added if x.flops >= old.flops and x.moved >= old.moved]
+            if larger:
+                new = min(larger, key=lambda x: (x.flops - old.flops, x.moved - old.moved))
+                added.remove(new)
+                after[new] -= 1
+                flops = new.flops + self._more * (new.flops - old.flops)
+                grown.append(Work(flops, new.moved + self._more * (new.moved - old.moved)))
+        return (*after.elements(), *(self._more * added), *grown)
 
     def _at_full_depth(self, values: list[int]) -> int:
         if len(values) == 1:
@@ -97,12 +108,15 @@ class StepEstimator:
         self._last: Depths | None = None
 
     def __call__(self, recipe: Recipe) -> StepEstimate:
-        """The largest step of a recipe's stages."""
+        """The largest step of a recipe's stages, and the slowest one's seconds."""
         last = self._last
         depths = last.like(recipe, self._precision) if last else Depths(recipe, self._precision)
         self._last = depths
-        step = depths.largest_step()
-        return StepEstimate(step.peak, step_seconds(step.work, self._rates))
+        steps = depths.steps()
+        return StepEstimate(
+            max(step.peak for step in steps),
+            max(step_seconds(step.work, self._rates) for step in steps),
+        )
 
 
 def _at_depth(recipe: Recipe, repeat: int) -> Recipe:

@@ -12,22 +12,13 @@ from typing import NamedTuple
 
 from valkyrie_core.errors import RecipeError
 from valkyrie_core.recipe import Recipe, resolve_bytes
+from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.fitting import SHORTEST_CONTEXT
 
 Changes = tuple[str, ...]
 """Overrides of a recipe; none: as it is."""
 Ladder = Sequence[Changes]
 """Changes of one kind, each taking less memory than the one before."""
-
-
-LITTLE_MEMORY: Changes = (
-    "train.activation_checkpointing=true",
-    "train.grad_accum_steps=1",
-    "train.batch_size=1",
-    "train.optimizer={type: adafactor}",
-    "train.weights=bf16",
-    "train.update=in_backward",
-)
 
 
 class Proposal(NamedTuple):
@@ -96,7 +87,21 @@ def ladders(recipe: Recipe) -> Iterator[Ladder]:
         again = "train.activation_checkpointing=true"
         yield [(again,)]
         yield [(*one, again) for one in smaller]
-    yield [(*LITTLE_MEMORY, *shorter) for shorter in _shorter(train.context_len)]
+    yield [(*_little_memory(train), *shorter) for shorter in _shorter(train.context_len)]
+
+
+def _little_memory(train: SupervisedConfig) -> Changes:
+    """What `train.fit` would do: one sequence to a step, updates inside the backward pass."""
+    keeps = train.optimizer.type == "adafactor"
+    return (
+        "train.activation_checkpointing=true",
+        "train.grad_accum_steps=1",
+        "train.batch_size=1",
+        *(() if keeps else ("train.optimizer={type: adafactor}",)),
+        "train.weights=bf16",
+        "train.update=in_backward",
+        *(("train.context_schedule=[]",) if train.context_schedule else ()),
+    )
 
 
 def _shorter(context_len: int) -> Iterator[Changes]:
@@ -104,7 +109,7 @@ def _shorter(context_len: int) -> Iterator[Changes]:
     yield ()
     while context_len % 2 == 0 and context_len // 2 >= SHORTEST_CONTEXT:
         context_len //= 2
-        yield (f"train.context_len={context_len}", "train.context_schedule=[]")
+        yield (f"train.context_len={context_len}",)
 
 
 def changed(recipe: Recipe, changes: Changes) -> Recipe:

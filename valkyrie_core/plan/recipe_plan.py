@@ -30,6 +30,7 @@ from valkyrie_core.report.plan import (
     ProposedChange,
     StateBytes,
 )
+from valkyrie_core.train.stages import Stage
 
 LENGTHS = tuple(1024 << power for power in range(8))
 """1k to 128k tokens."""
@@ -71,7 +72,8 @@ def make_plan(recipe: Recipe, here: Here, budget: Budget | None, *, threads: int
     model = weightless(recipe.model)
     training = Depths(recipe, here.precision)
     again = recipe.train.activation_checkpointing
-    step = training.largest_step()
+    steps = training.steps()
+    step = max(steps, key=lambda one: one.peak)
     other = training.step(step.stage, recomputes=not again)
     size = _bytes(recipe, model, training, (step, other), here)
     parameters = count_parameters(model)
@@ -86,7 +88,7 @@ def make_plan(recipe: Recipe, here: Here, budget: Budget | None, *, threads: int
         flops_per_token=_flops(recipe, model, _repeated(recipe, (step, other))),
         bytes=size,
         crossover=_crossover(recipe, model),
-        seconds=_seconds(recipe, model, training, (step, other), size, here),
+        seconds=_seconds(recipe, model, training, steps, (step, other), size, here),
         fit=None if budget is None else _fit(training, here, budget, size),
         names_fit=recipe.train.fit is not None,
     )
@@ -184,18 +186,26 @@ def _seconds(
     recipe: Recipe,
     model: HybridLM,
     training: Depths,
-    steps: tuple[StepMemory, StepMemory],
+    steps: list[StepMemory],
+    largest: tuple[StepMemory, StepMemory],
     size: PlanBytes,
     here: Here,
 ) -> list[DeviceEstimate]:
-    step = steps[0]
-    length = recipe.train.context_len
-    per_token = sum(flops.training_flops(model, length).values()) + _repeated(recipe, steps)
-    work = per_token * _tokens_per_step(recipe) + training.number(lambda one: one.update_flops)
-    moved = flops.weights_read(model) + sum(flops.state_bytes(model, length))
+    step = largest[0]
+    moved = flops.weights_read(model) + sum(flops.state_bytes(model, recipe.train.context_len))
+    repeated, update = _repeated(recipe, largest), training.number(lambda one: one.update_flops)
+
+    def work(stage: Stage) -> int:
+        per_token = sum(flops.training_flops(model, stage.context_len).values()) + repeated
+        return per_token * _tokens_per_step(recipe) + update
 
     def estimate(
-        device: Device, rates: Rates, precision: str, seconds: float, basis: str, taken: int | None
+        device: Device,
+        rates: Rates,
+        precision: str,
+        seconds: dict[Stage, float],
+        basis: str,
+        taken: int | None,
     ) -> DeviceEstimate:
         known = taken is not None and device.memory is not None
         return DeviceEstimate(
@@ -204,10 +214,10 @@ def _seconds(
             precision=precision,
             flops_per_second=rates.flops_per_second,
             bytes_per_second=rates.bytes_per_second,
-            step_at_peak=least_seconds(work, rates),
-            step=seconds,
+            step_at_peak=least_seconds(work(step.stage), rates),
+            step=seconds[step.stage],
             basis=basis,
-            recipe=seconds * recipe.train.steps,
+            recipe=_whole(seconds, recipe.train.steps),
             # no format is read here but fp32; a GPU would decode in bf16
             decode_tokens_per_second=rates.bytes_per_second
             / (moved / 2 if device in PUBLISHED else moved),
@@ -219,25 +229,34 @@ def _seconds(
     rates = here.rates
     mine = Device(here.name, rates.flops_per_second, rates.bytes_per_second, here.memory)
     basis = "every operation of a traced step at the measured rates, one after the other"
-    found = [
-        estimate(
-            mine, rates, here.precision, step_seconds(step.work, rates), basis, size.process_peak
-        )
-    ]
+    took = {one.stage: step_seconds(one.work, rates) for one in steps}
+    found = [estimate(mine, rates, here.precision, took, basis, size.process_peak)]
     if here.precision != "bf16":
         step = training.like(recipe, "bf16").step(step.stage)
+    # what an update reads and writes: weights, gradients, and the state twice
+    updated = 2 * step.weights + step.gradients + 2 * step.optimizer
     for device in PUBLISHED:
         published = Rates(device.flops_per_second, device.bytes_per_second, ASSUMED_START)
-        # what an update reads and writes: weights, gradients, and the state twice
-        update = 2 * step.weights + step.gradients + 2 * step.optimizer
-        seconds = least_seconds(work, published) / ASSUMED_MFU
-        seconds += update / published.bytes_per_second + len(step.work) * ASSUMED_START
+        beside = updated / published.bytes_per_second + len(step.work) * ASSUMED_START
+        seconds = {
+            one.stage: least_seconds(work(one.stage), published) / ASSUMED_MFU + beside
+            for one in steps
+        }
         basis = (
             f"{ASSUMED_MFU:.0%} of published peaks (assumed), the update's traffic, "
             f"{1e6 * ASSUMED_START:.0f} us to start an operation"
         )
         found.append(estimate(device, published, "bf16", seconds, basis, step.peak))
     return found
+
+
+def _whole(seconds: dict[Stage, float], num_steps: int) -> float:
+    """A whole training: every stage's steps, each as long as its own."""
+    begins = [stage.first_step for stage in seconds]
+    ends = [*begins[1:], num_steps]
+    return sum(
+        one * (end - begin) for one, begin, end in zip(seconds.values(), begins, ends, strict=True)
+    )
 
 
 def _fit(training: Depths, here: Here, budget: Budget, size: PlanBytes) -> MemoryFit:

@@ -26,8 +26,10 @@ from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.attention import Attention, AttentionConfig
 from valkyrie_core.nn.kv_cache import TRIMMED_AT_ONCE
+from valkyrie_core.nn.layers import parameter_roles
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState, num_bytes
+from valkyrie_core.nn.weights import ROUNDED
 from valkyrie_core.plan.counter import operation_flops
 from valkyrie_core.plan.workspace import workspace
 from valkyrie_core.recipe import Recipe
@@ -207,9 +209,18 @@ class Training:
             state = self._read(self._carried(stage), stage.context_len)
             return carry.to_tensors([state] * count)
 
-    def largest_step(self) -> StepMemory:
-        """The step that takes the most, over all stages of the recipe."""
-        return max(map(self.step, stages(self.recipe.train)), key=lambda step: step.peak)
+    def sampling_peak(self) -> int:
+        """What is held while a sample is drawn: decoding packs a copy of all matrices.
+
+        0 where the recipe asks for none. Validations take no more than a step: they read as many
+        tokens at once as a micro-batch has.
+        """
+        if not self.recipe.train.sample_prompts:
+            return 0
+        roles = {**parameter_roles(self.model), "head.weight": "head"}
+        packed = (self.model.get_parameter(name) for name, role in roles.items() if role in ROUNDED)
+        copy_of = sum(matrix.numel() * matrix.element_size() for matrix in packed)
+        return self.weights + self.optimizer + copy_of
 
     def step(self, stage: Stage, *, recomputes: bool | None = None) -> StepMemory:
         """One whole step, as `train.trainer` does it: micro-batches, clipping, update.
@@ -250,7 +261,7 @@ class Training:
                 gradients=self.gradients,
                 optimizer=self.optimizer,
                 activations=activations,
-                peak=self._ledger.peak + states,
+                peak=max(self._ledger.peak + states, self.sampling_peak()),
                 work=tuple(self._ledger.work),
             )
 

@@ -11,8 +11,9 @@ from valkyrie_core.plan.depth import StepEstimator
 from valkyrie_core.plan.recipe_plan import Here, process_peak
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.runs.planning import examine
-from valkyrie_core.train.config import SupervisedConfig
-from valkyrie_core.train.fitting import Fitted, StepCost, as_fitted, fit, tokens_per_step
+from valkyrie_core.train.config import FitConfig, SupervisedConfig
+from valkyrie_core.train import fitting
+from valkyrie_core.train.fitting import Fitted, StepCost, as_fitted, tokens_per_step
 from valkyrie_core.train.run_dir import RunDir
 
 log = logging.getLogger("valkyrie")
@@ -33,6 +34,8 @@ def fitted(recipe: Recipe, *, goes_on: bool, steps: int | None = None) -> Recipe
     """
     if recipe.train.fit is None:
         return recipe
+    if not goes_on:
+        recipe = _unfitted(recipe, recipe.train.fit)
     run = RunDir(Path(recipe.runs_dir) / recipe.name)
     if goes_on and run.recipe_file.exists():
         train = as_fitted(run.load_recipe().train, recipe.train)
@@ -54,17 +57,25 @@ def fitted(recipe: Recipe, *, goes_on: bool, steps: int | None = None) -> Recipe
         return StepCost(process_peak(step.tensors, here) or step.tensors, step.seconds)
 
     written = cost(recipe.train)
-    found = fit(recipe.train, cost, here.memory)
+    found = fitting.fit(recipe.train, cost, here.memory)
     if found.changes:
         _tell(recipe, written, found, here, steps or recipe.train.steps)
-    if found.cost.seconds > recipe.train.fit.step_seconds:
+    assert recipe.train.fit is not None
+    limit = recipe.train.fit.step_seconds
+    if found.cost.seconds > limit:
         log.warning(
             "a step takes about %s, longer than train.fit.step_seconds (%s): it can't be made of "
             "fewer tokens",
             duration(found.cost.seconds),
-            duration(recipe.train.fit.step_seconds),
+            duration(limit),
         )
     return recipe.model_copy(update={"train": found.train})
+
+
+def _unfitted(recipe: Recipe, fit: FitConfig) -> Recipe:
+    """Without what a run was fitted to, if this is the recipe of one."""
+    train = recipe.train.model_copy(update={"fit": fit.model_copy(update={"changed": ()})})
+    return recipe.model_copy(update={"train": train})
 
 
 def _tell(recipe: Recipe, written: StepCost, found: Fitted, here: Here, steps: int) -> None:

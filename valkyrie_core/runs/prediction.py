@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 
 from valkyrie_core.machine.memory import peak_memory
-from valkyrie_core.plan.depth import StepEstimator
+from valkyrie_core.plan.depth import Depths
 from valkyrie_core.plan.recipe_plan import process_peak
+from valkyrie_core.plan.seconds import step_seconds
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report.training import StepCost
 from valkyrie_core.runs.planning import examine
 from valkyrie_core.train.progress import StepEvent
+from valkyrie_core.train.stages import stage_at, stages
 
 log = logging.getLogger("valkyrie")
 
@@ -42,19 +44,20 @@ class Prediction:
         if now.seconds_per_step is None:
             return
         if TOLD_AT * now.seconds_per_step + (event.eta_seconds or 0.0) >= WORTH_SECONDS:
-            self.predicted = predict(self._recipe)
+            self.predicted = predict(self._recipe, event.step - 1)
             _tell(self.predicted, now)
 
 
-def predict(recipe: Recipe) -> StepCost:
-    """What the plan says of the training's first stage; the process's own memory only where it
-    was measured before, by `valkyrie plan`: that takes ten seconds."""
+def predict(recipe: Recipe, step: int) -> StepCost:
+    """What the plan says of a step (from 0); the process's own memory only where it was measured
+    before, by `valkyrie plan`: that takes ten seconds."""
     here = examine(recipe, measure_held=False)
-    # the first steps are of the first stage
-    train = recipe.train.model_copy(update={"context_schedule": ()})
-    estimate = StepEstimator(here.precision, here.rates)
-    step = estimate(recipe.model_copy(update={"train": train}))
-    return StepCost(seconds_per_step=step.seconds, peak_bytes=process_peak(step.tensors, here))
+    stage = stage_at(step, stages(recipe.train))
+    taken = Depths(recipe, here.precision).step(stage)
+    return StepCost(
+        seconds_per_step=step_seconds(taken.work, here.rates),
+        peak_bytes=process_peak(taken.peak, here),
+    )
 
 
 def measured(recipe: Recipe, tokens_per_second: float | None) -> StepCost:

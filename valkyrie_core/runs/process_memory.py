@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from valkyrie_core.errors import ValkyrieError
+from valkyrie_core.machine.apart import run_apart
 from valkyrie_core.machine.memory import peak_memory
 
 log = logging.getLogger("valkyrie")
@@ -50,20 +49,14 @@ def measure_held_bytes() -> int:
     Raises:
         OSError: the process failed, or the system does not tell a process's peak.
     """
-    root = str(Path(__file__).parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "bytes.json"
-        run = subprocess.run(
-            [sys.executable, "-m", "valkyrie_core.runs.process_memory", str(answer)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if run.returncode:
-            last = (run.stderr.strip().splitlines() or ["no word"])[-1]
-            raise OSError(f"the memory of a training process could not be measured: {last}")
+        try:
+            run_apart(__name__, str(answer))
+        except OSError as error:
+            raise OSError(
+                f"the memory of a training process could not be measured: {error}"
+            ) from error
         return int(json.loads(answer.read_text(encoding="ascii")))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from valkyrie_core.allocate.candidates import Candidate, candidates, designed
-from valkyrie_core.allocate.choice import CHOICE_RULE, RUNG_RULE, WORST, pareto_marks
+from valkyrie_core.allocate.choice import CHOICE_RULE, RUNG_RULE, WORST
 from valkyrie_core.allocate.figure import draw_search
 from valkyrie_core.allocate.jobs import Pace, complete
 from valkyrie_core.allocate.page import budget_line, search_page
@@ -21,6 +21,7 @@ from valkyrie_core.allocate.search import (
     by_pairs,
     default_folder,
     expected_steps,
+    feasible,
     search,
 )
 from valkyrie_core.allocate.statistics import Mean
@@ -35,6 +36,8 @@ from valkyrie_core.train.signals import StopRequestedError, StopSignal
 from valkyrie_core.train.storage import Storage
 
 PICTURE, REPORT, PAGE = "search.png", "search.json", "search.md"
+TEXTS = "texts"
+"""Holds the fingerprint of the texts that a search was begun with."""
 Told = Callable[[Score, int, float | None], None]
 """Told about every training that ended: its score, how many are done, and seconds to go."""
 
@@ -51,6 +54,8 @@ def search_layouts(
     """See `valkyrie_core.runs.allocate_search`."""
     check_free(out)
     recipe = resolved.recipe
+    # before text is prepared: what can't be searched is told at once
+    feasible(recipe, config)
     folder = default_folder(recipe, config)
     with _queue(folder):
         sitting = _Sitting(recipe, config, folder, processes, told)
@@ -76,8 +81,8 @@ def _queue(folder: Path) -> Iterator[None]:
     """The folder of a search, for this process alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{folder} can't be made: {error.strerror}") from error
+    except OSError as error:
+        raise ResourceError(f"{folder} can't be made: {error.strerror}") from error
     lock = FileLock(folder / "lock", blocking=False)
     try:
         lock.acquire()
@@ -103,11 +108,23 @@ class _Sitting:
 
     def search(self) -> Found:
         """Raises StopRequestedError after a signal."""
-        with StopSignal() as stop:
+        with StopSignal(then="stopping; the trainings that ended are kept") as stop:
             with stop.immediate():
                 # once, before two processes would do it at the same time
-                prepare(self._recipe.data, cache=cache_dir(), progress=tell_now_and_then())
+                data = prepare(self._recipe.data, cache=cache_dir(), progress=tell_now_and_then())
+            self._check_texts(data.fingerprint)
             return search(self._recipe, self._config, lambda jobs: self._train(jobs, stop.poll))
+
+    def _check_texts(self, fingerprint: str) -> None:
+        """Scores of other texts are not compared with those of these."""
+        path = self._folder / TEXTS
+        if not path.exists():
+            Storage().replace_bytes(path, fingerprint.encode())
+        elif path.read_text(encoding="ascii", errors="replace") != fingerprint:
+            raise UsageError(
+                f"the texts are not those that {self._folder} was begun with",
+                hint="remove that folder to search anew",
+            )
 
     def _train(self, jobs: Sequence[Job], poll: Callable[[], None]) -> list[Score]:
         """One rung."""
@@ -171,7 +188,6 @@ def _search_report(
     rows = []
     for number in sorted({rung for rung, _ in found.scored}, reverse=True):
         rung = [one for reached, one in found.scored if reached == number]
-        marks = pareto_marks(rung)
         rows += [
             CandidateScore(
                 candidate=one.name,
@@ -182,7 +198,7 @@ def _search_report(
                 recall_by_pairs=by_pairs(one.name, number, found.scores),
                 decode_bytes=one.decode_bytes,
                 training_flops=one.training_flops,
-                pareto=marks[one.name],
+                pareto=(number, one.name) in found.unbeaten,
             )
             for one in rung
         ]

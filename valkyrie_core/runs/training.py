@@ -25,14 +25,16 @@ from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import CorpusCounts, SplitCounts, TrainReport
 from valkyrie_core.runs.fitting import fitted
 from valkyrie_core.runs.prediction import Prediction, measured
+from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.device import resolve_device, resolve_precision
 from valkyrie_core.train.progress import StepEvent, Validation
 from valkyrie_core.train.session import TrainResult, train_run
+from valkyrie_core.train.stages import stages
 
 log = logging.getLogger("valkyrie")
 
 EVAL_BATCH_SIZE = 8
-"""Windows side by side; changes the speed of a validation, not its score."""
+"""Windows side by side, at most; changes the speed of a validation, not its score."""
 SAMPLE_TOKENS = 200
 """How long the continuations in samples.md are."""
 
@@ -145,7 +147,7 @@ def _validate(
             model,
             corpus.validation,
             context_len=recipe.train.longest_context,
-            batch_size=EVAL_BATCH_SIZE,
+            batch_size=_windows_at_once(recipe.train),
             context="window",
             max_tokens=recipe.train.eval_tokens,
             stop=_asks(poll),
@@ -153,6 +155,13 @@ def _validate(
         nats, num_bytes = nats + bits.nats, num_bytes + bits.bytes
         by_corpus[name] = bits.bpb
     return Validation(nats / math.log(2) / num_bytes, by_corpus)
+
+
+def _windows_at_once(train: SupervisedConfig) -> int:
+    """No more tokens than a micro-batch has: a validation must fit where training does."""
+    first = stages(train)[0]
+    tokens = first.micro_size * first.context_len
+    return max(1, min(EVAL_BATCH_SIZE, tokens // train.longest_context))
 
 
 def _sample(

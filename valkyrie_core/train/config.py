@@ -67,6 +67,21 @@ class StatePassingConfig(Config):
     """Tokens that a row reads in order; a multiple of every context length."""
 
 
+FittedKey = Literal[
+    "activation_checkpointing",
+    "grad_accum_steps",
+    "batch_size",
+    "weights",
+    "optimizer",
+    "update",
+    "context_len",
+    "context_schedule",
+    "eval_tokens",
+    "save_every",
+]
+"""Keys of `train` that `train.fit` may change."""
+
+
 class FitConfig(Config):
     """Where the machine is too small: trains in less memory and with fewer tokens per step.
 
@@ -77,7 +92,7 @@ class FitConfig(Config):
 
     step_seconds: float = Field(default=120, gt=0)
     """A step that would take longer is made of fewer tokens."""
-    changed: tuple[str, ...] = ()
+    changed: tuple[FittedKey, ...] = ()
     """Keys of `train` that were changed when a run began; training writes them, leave them out."""
 
 
@@ -193,6 +208,16 @@ class SupervisedConfig(Config):
                         ("state_passing", "span"),
                     )
         return self
+
+    @property
+    def eval_steps(self) -> int:
+        """Steps between validations."""
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
+    def save_steps(self) -> int:
+        """Steps between checkpoints."""
+        return self.save_every or self.eval_steps
 
     @property
     def context_lens(self) -> tuple[int, ...]:

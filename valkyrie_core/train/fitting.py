@@ -9,25 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from valkyrie_core.errors import ResourceError
-from valkyrie_core.train.config import SupervisedConfig
+from pydantic import ValidationError
+
+from valkyrie_core.errors import ResourceError, UsageError
+from valkyrie_core.train.config import FittedKey, SupervisedConfig
 from valkyrie_core.train.optim import AdafactorConfig
 
-FITTED = (
-    "activation_checkpointing",
-    "grad_accum_steps",
-    "batch_size",
-    "weights",
-    "optimizer",
-    "update",
-    "context_len",
-    "context_schedule",
-    "eval_tokens",
-    "save_every",
-)
-"""Keys of `train` that may change."""
+FITTED: tuple[FittedKey, ...] = get_args(FittedKey)
 SHORTEST_CONTEXT = 64
 SECONDS_BETWEEN_SAVES = 1800
 """A slow training is saved at least so often."""
@@ -92,7 +82,7 @@ def fit(
         taken = cost(found)
     if found == train:
         return Fitted(train, taken, ())
-    found = _at_its_pace(found, taken.seconds)
+    found = _at_its_pace(found, train, taken.seconds)
     every = [Change(key, getattr(train, key), getattr(found, key)) for key in FITTED]
     changes = tuple(one for one in every if one.before != one.after)
     # the run's recipe tells which keys are not the user's
@@ -101,11 +91,23 @@ def fit(
 
 
 def as_fitted(stored: SupervisedConfig, given: SupervisedConfig) -> SupervisedConfig:
-    """What a run goes on with: what was changed when it began stays so, wherever it goes on."""
+    """What a run goes on with: what was changed when it began stays so, wherever it goes on.
+
+    Raises UsageError where the rest of what is given does not go with it.
+    """
     if given.fit is None or stored.fit is None or not stored.fit.changed:
         return given
     fit = given.fit.model_copy(update={"changed": stored.fit.changed})
-    return _changed(given, fit=fit, **{key: getattr(stored, key) for key in stored.fit.changed})
+    kept = {key: getattr(stored, key) for key in stored.fit.changed}
+    try:
+        return _changed(given, fit=fit, **kept)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"what was given does not go with what the run was fitted to "
+            f"({', '.join(f'train.{key}' for key in kept)}): {why}",
+            hint="go on without it, or begin another run under a new name, --set name=...",
+        ) from error
 
 
 def tokens_per_step(train: SupervisedConfig) -> int:
@@ -155,13 +157,16 @@ def _fewer_tokens(train: SupervisedConfig) -> SupervisedConfig | None:
     return _changed(train, context_len=half)
 
 
-def _at_its_pace(train: SupervisedConfig, step_seconds: float) -> SupervisedConfig:
+def _at_its_pace(
+    train: SupervisedConfig, written: SupervisedConfig, step_seconds: float
+) -> SupervisedConfig:
     """Validations and checkpoints that go with slow steps."""
-    changes: dict[str, Any] = {
-        "eval_tokens": min(train.eval_tokens, max(256, tokens_per_step(train)))
-    }
+    changes: dict[str, Any] = {}
+    tokens = tokens_per_step(train)
+    if tokens < tokens_per_step(written):
+        changes["eval_tokens"] = min(train.eval_tokens, max(256, tokens))
     often = max(1, int(SECONDS_BETWEEN_SAVES / step_seconds))
-    if train.save_every is None or train.save_every > often:
+    if train.save_steps > often:
         changes["save_every"] = often
     return _changed(train, **changes)
 

@@ -107,7 +107,7 @@ def load_initial_weights(model: HybridLM, recipe: Recipe, tokenizer: Tokenizer) 
     checkpoint = find_checkpoint(RunDir(path))
     try:
         check_tokenizer(checkpoint, tokenizer)
-        load_model_tensors(model, checkpoint.model_tensors(), str(checkpoint.path))
+        load_model_tensors(model, checkpoint.model_tensors(), str(checkpoint.path), rounds=True)
     except CheckpointError as error:
         raise RecipeError(
             f"train.init_from: {error.message}",

@@ -34,7 +34,14 @@ class StopSignal:
     Loops call `poll` often: at every micro-batch, every validation batch, every sampled token.
     """
 
-    def __init__(self, exit_at_once: Callable[[], None] = _exit_at_once) -> None:
+    def __init__(
+        self,
+        exit_at_once: Callable[[], None] = _exit_at_once,
+        *,
+        then: str = "saving as soon as the step is done",
+    ) -> None:
+        """`then`: what follows the first signal, for the user."""
+        self._then = then
         self.received: str | None = None
         self._exit_at_once = exit_at_once
         self._immediate = False
@@ -84,4 +91,4 @@ class StopSignal:
         if self._immediate:
             raise StopRequestedError(self.received)
         # a step of a large model takes minutes
-        log.warning("%s: saving as soon as the step is done; once more ends at once", self.received)
+        log.warning("%s: %s; once more ends at once", self.received, self._then)

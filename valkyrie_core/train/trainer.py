@@ -102,8 +102,8 @@ class Trainer:
         self._stages = stages(config)
         self._states: tuple[LMState, ...] | None = None
         """Of each micro-batch, to go on from; None: the next step starts without."""
-        self._eval_every = config.eval_every or max(1, config.steps // 10)
-        self._save_every = config.save_every or self._eval_every
+        self._eval_every = config.eval_steps
+        self._save_every = config.save_steps
         model.core.recomputes = config.activation_checkpointing
         clip = config.clip_grad_norm
         self._update: StepAfterBackward | StepInBackward
@@ -157,11 +157,11 @@ class Trainer:
             self.journal.draw()
             raise
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise _out_of_memory(self.config.grad_accum_steps) from error
+            raise _out_of_memory(self.config) from error
         except RuntimeError as error:
             # torch's processor allocator has no exception class of its own
             if "can't allocate memory" in str(error):
-                raise _out_of_memory(self.config.grad_accum_steps) from error
+                raise _out_of_memory(self.config) from error
             raise
         self.journal.draw()
 
@@ -325,9 +325,15 @@ class Trainer:
         )
 
 
-def _out_of_memory(grad_accum_steps: int) -> ResourceError:
+def _out_of_memory(config: SupervisedConfig) -> ResourceError:
+    ways = []
+    smaller = 2 * config.grad_accum_steps
+    if config.update == "after_backward" and config.batch_size % smaller == 0:
+        ways.append(f"--set train.grad_accum_steps={smaller}")
+    if not config.activation_checkpointing:
+        ways.append("--set train.activation_checkpointing=true")
+    ways.append("a smaller train.context_len")
     return ResourceError(
         "memory ran out while training",
-        hint=f"use smaller micro-batches, --set train.grad_accum_steps={2 * grad_accum_steps}, "
-        "--set train.activation_checkpointing=true, or a smaller train.context_len",
+        hint=f"under a new name: {' or '.join(ways)}; `valkyrie plan` says what fits",
     )

@@ -21,8 +21,13 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_model_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, rounds: bool = False
+) -> None:
     """Copy weights into a model.
+
+    Args:
+        rounds: weights of another floating-point type are rounded to the model's.
 
     Raises CheckpointError, naming `source`, unless names, shapes and types all agree.
     """
@@ -31,7 +36,7 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: 
     problems = [f"lacks {name}" for name in sorted(missing)]
     problems += [f"has {name}, which this model lacks" for name in sorted(unknown)]
     for name in sorted(own.keys() & tensors.keys()):
-        problems += _differences(name, tensors[name], own[name])
+        problems += _differences(name, tensors[name], own[name], rounds=rounds)
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{source} does not fit: it {'; it '.join(problems[:3])}{more}")
@@ -40,10 +45,11 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: 
             tensor.copy_(tensors[name])
 
 
-def _differences(name: str, theirs: Tensor, ours: Tensor) -> list[str]:
+def _differences(name: str, theirs: Tensor, ours: Tensor, *, rounds: bool) -> list[str]:
     if theirs.shape != ours.shape:
         return [f"has {name} of shape {list(theirs.shape)}, the model's is {list(ours.shape)}"]
-    if theirs.dtype != ours.dtype:
+    floating = theirs.is_floating_point() and ours.is_floating_point()
+    if theirs.dtype != ours.dtype and not (rounds and floating):
         return [f"has {name} as {theirs.dtype}, the model's is {ours.dtype}"]
     return []
 

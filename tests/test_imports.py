@@ -213,3 +213,11 @@ def test_the_checks_can_fail(tmp_path: Path) -> None:
     assert isinstance(call, ast.Expr)
     assert isinstance(call.value, ast.Call)
     assert called(call.value) in FORBIDDEN_CALLS
+
+
+def test_no_folder_of_ours_is_ignored() -> None:
+    """An ignored folder is neither checked nor packed, and new files in it are never committed."""
+    lines = (ROOT / ".gitignore").read_text().split()
+    anywhere = {line.rstrip("/") for line in lines if not line.startswith("/")} - {"__pycache__"}
+    ours = {folder.name for path in EVERYTHING for folder in path.relative_to(ROOT).parents}
+    assert not anywhere & ours

@@ -11,8 +11,8 @@ from valkyrie_core.plan.depth import StepEstimator
 from valkyrie_core.plan.recipe_plan import Here, process_peak
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.runs.planning import examine
-from valkyrie_core.train.config import FitConfig, SupervisedConfig
 from valkyrie_core.train import fitting
+from valkyrie_core.train.config import FitConfig, SupervisedConfig
 from valkyrie_core.train.fitting import Fitted, StepCost, as_fitted, tokens_per_step
 from valkyrie_core.train.run_dir import RunDir
 

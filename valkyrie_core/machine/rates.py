@@ -1,8 +1,8 @@
 """How fast this machine moves memory, and how long it takes to start an operation.
 
-    python -m valkyrie_core.machine.rates bandwidth|operation DEVICE THREADS
+    python -m valkyrie_core.machine.rates bandwidth|operation DEVICE THREADS FILE
 
-prints one of both. They are measured so, in a process of their own.
+measures one of both. It is always done so, in a process of its own.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def measure_operation(*, device: str = "cpu", count: int = 300, repeats: int = 5
     return best
 
 
-def main(rate: str, device: str, threads: str) -> None:
-    """Measures here and prints the number."""
+def main(rate: str, device: str, threads: str, answer: str) -> None:
+    """Measures here and writes down the number."""
     torch.set_num_threads(int(threads))
     measure = {"bandwidth": measure_bandwidth, "operation": measure_operation}[rate]
-    sys.stdout.write(f"{measure(device=device)!r}\n")
+    Path(answer).write_text(repr(measure(device=device)), encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -49,15 +49,10 @@ def measure_held_bytes() -> int:
     Raises:
         OSError: the process failed, or the system does not tell a process's peak.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "bytes.json"
-        try:
-            run_apart(__name__, str(answer))
-        except OSError as error:
-            raise OSError(
-                f"the memory of a training process could not be measured: {error}"
-            ) from error
-        return int(json.loads(answer.read_text(encoding="ascii")))
+    try:
+        return int(run_apart(__name__))
+    except OSError as error:
+        raise OSError(f"the memory of a training process could not be measured: {error}") from error
 
 
 def main(answer: Path) -> int:
@@ -77,7 +72,7 @@ def main(answer: Path) -> int:
     if peak is None:
         log.error("this system does not tell how much memory a process held")
         return 1
-    answer.write_text(json.dumps(peak), encoding="ascii")
+    answer.write_text(str(peak), encoding="ascii")
     return 0
 
 

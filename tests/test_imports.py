@@ -34,7 +34,7 @@ CORE = frozenset(
         "train",
     }
     | {"infer", "evaluate", "machine", "plan"}
-    | {"allocate"}
+    | {"allocate", "experts"}
 )
 BASE = frozenset({"cache", "config", "errors"})
 ARROWS: dict[str, frozenset[str]] = {
@@ -54,6 +54,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "plan": BASE | {"machine", "kernels", "nn", "data", "train", "recipe", "report"},
     "allocate": BASE
     | {"nn", "data", "train", "evaluate", "infer", "recipe", "report", "machine", "plan"},
+    "experts": BASE | {"nn", "data", "report"},
     "train": BASE | {"kernels", "nn", "data", "recipe", "report", "machine"},
     "infer": BASE | {"nn", "data", "report"},
     "evaluate": BASE | {"nn", "data", "report", "infer", "machine"},

@@ -20,6 +20,7 @@ from valkyrie_cli.commands import (
     chat,
     doctor,
     evaluate,
+    experts,
     generate,
     plan,
     read,
@@ -101,6 +102,7 @@ def _root(
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("experts")(experts.experts)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("read")(read.read)

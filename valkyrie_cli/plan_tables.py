@@ -33,7 +33,7 @@ def draw_plan(report: PlanReport, console: Console) -> None:
     """A few tables, what is exact before what is estimated."""
     console.print(
         f"{safe_line(report.recipe)}: {report.layers} layers, "
-        f"{report.parameters.total:,} parameters, {report.steps:,} steps of "
+        f"{report.parameters.total:,} parameters{_active(report)}, {report.steps:,} steps of "
         f"{report.tokens_per_step:,} tokens, {report.precision}"
     )
     _draw_parts(report, console)
@@ -47,6 +47,11 @@ def draw_plan(report: PlanReport, console: Console) -> None:
             "training makes it smaller, and says how.",
             soft_wrap=True,
         )
+
+
+def _active(report: PlanReport) -> str:
+    active = report.parameters.active
+    return "" if active == report.parameters.total else f" ({active:,} active)"
 
 
 def _draw_parts(report: PlanReport, console: Console) -> None:

@@ -117,6 +117,9 @@ class TrainingDisplay:
             numbers["loss"] = f"loss {event.loss:.4f}"
         if self._bpb is not None and self._is_live:
             numbers["validation"] = f"val {self._bpb:.4f} bpb"
+        if event.experts is not None:
+            dead = f", {event.experts.dead} dead" if event.experts.dead else ""
+            numbers["experts"] = f"MaxVio {event.experts.max_vio:.2f}{dead}"
         if event.tokens_per_second is not None:
             numbers["speed"] = f"{event.tokens_per_second:,.0f} tokens/s"
         if event.mfu is not None:
@@ -134,7 +137,7 @@ class TrainingDisplay:
         numbers = self._numbers(event)
         text = self._joined(event, numbers)
         # a narrow terminal loses what can be read elsewhere
-        for name in ("mfu", "speed", "validation", "eta"):
+        for name in ("mfu", "speed", "experts", "validation", "eta"):
             if len(text) + LEAST_BAR + 1 <= self._console.width:
                 break
             numbers.pop(name, None)

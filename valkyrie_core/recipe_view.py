@@ -66,7 +66,7 @@ def _rows(section: Config, path: KeyPath, source: Source, default: Any) -> Itera
 def _value_rows(
     value: Any, path: KeyPath, source: Source, usual: Any, text: str
 ) -> Iterator[ValueRow]:
-    if isinstance(value, Config):
+    if isinstance(value, Config) and type(value).model_fields:
         # keys left out of a section that the file names fall back to the class, not to `usual`
         named = path in source.values
         yield from _rows(value, path, source, None if named else usual)
@@ -81,7 +81,8 @@ def _value_rows(
 
 
 def _plain_data(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    # a section without keys is there or not: its presence is all it says
+    return {} if isinstance(value, Config) else json.loads(json.dumps(value))
 
 
 def _origin(value: Any, path: KeyPath, source: Source, usual: Any) -> str:

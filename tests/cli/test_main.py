@@ -200,7 +200,7 @@ def test_the_commands_are_those_that_were_promised() -> None:
     assert {" ".join(command) for command in COMMANDS} >= {
         "train", "eval", "generate", "chat", "doctor", "runs list", "runs show",
         "recipe list", "recipe show", "recipe check", "recipe diff", "recipe copy",
-        "recipe schema", "tokenizer build", "tokenizer eval",
+        "recipe schema", "tokenizer build", "tokenizer eval", "experts",
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ def event(step: int, **changes: Any) -> Any:
         "eta_seconds": 754.2,
         "validation": None,
         "message": None,
+        "experts": None,
     }
     return SimpleNamespace(**{**values, **changes})
 

@@ -45,6 +45,68 @@ FFNS: dict[str, dict[str, Any]] = {
     "swiglu": {"type": "swiglu", "hidden_dim": 20},
     "channel_mix": {"type": "channel_mix", "hidden_dim": 17},
 }
+MLP = {"type": "mlp", "hidden_dim": 12}
+MOES: dict[str, dict[str, Any]] = {
+    "moe": {"type": "moe", "num_experts": 5, "expert": MLP},
+    "moe-sigmoid": {
+        "type": "moe",
+        "num_experts": 6,
+        "gate": {"type": "sigmoid_topk", "top_k": 3, "scale": 1.5},
+        "groups": {"num_groups": 3, "top_groups": 2},
+        "shared_experts": 1,
+        "expert": MLP,
+    },
+    "moe-noisy": {
+        "type": "moe",
+        "num_experts": 4,
+        "gate": {"type": "noisy_topk"},
+        "balance": [{"type": "importance"}],
+        "expert": MLP,
+    },
+    "moe-switch": {
+        "type": "moe",
+        "num_experts": 3,
+        "gate": {"type": "switch", "jitter": 0.1},
+        "balance": [{"type": "aux"}, {"type": "z_loss"}],
+        "dense_layers": 1,
+        "expert": MLP,
+    },
+    "moe-top-p": {
+        "type": "moe",
+        "num_experts": 5,
+        "gate": {"type": "top_p", "mass": 0.7, "max_experts": 3},
+        "confidence": {},
+        "expert": MLP,
+    },
+    "moe-exchange": {
+        "type": "moe",
+        "num_experts": 5,
+        "gate": {"type": "top_p", "mass": 0.8, "max_experts": 3},
+        "exchange": {"type": "attention", "width": 6},
+        "expert": MLP,
+    },
+    "moe-chain": {
+        "type": "moe",
+        "num_experts": 4,
+        "gate": {"type": "sigmoid_topk", "top_k": 4},
+        "exchange": {"type": "chain", "rounds": 2},
+        "expert": MLP,
+    },
+    "moe-transformer": {
+        "type": "moe",
+        "num_experts": 3,
+        "expert": {"type": "transformer", "hidden_dim": 12, "num_heads": 2, "head_dim": 4},
+    },
+    "moe-transformer-chain": {
+        "type": "moe",
+        "num_experts": 3,
+        "gate": {"type": "top_p", "mass": 0.9, "max_experts": 4},
+        "exchange": {"type": "chain", "rounds": 2},
+        "expert": {"type": "transformer", "hidden_dim": 12, "num_heads": 1, "head_dim": 5},
+    },
+}
+DENSE = tuple(FFNS)
+FFNS |= MOES
 
 
 def model_config(
@@ -83,7 +145,12 @@ def hybrid_config(pattern: str = "rra", **extra: Any) -> HybridLMConfig:
 
 
 CONFIGS: dict[str, HybridLMConfig] = {
-    **{f"{mixer}+{ffn}": model_config(mixer, ffn) for mixer in MIXERS for ffn in FFNS},
+    **{f"{mixer}+{ffn}": model_config(mixer, ffn) for mixer in MIXERS for ffn in DENSE},
+    **{
+        f"{mixer}+{ffn}": model_config(mixer, ffn)
+        for mixer in ("rwkv7", "attention-gqa")
+        for ffn in MOES
+    },
     "hybrid": hybrid_config(),
     "hybrid-attention-first": hybrid_config("arr"),
     "one-layer": hybrid_config("r"),
@@ -93,7 +160,10 @@ CONFIGS: dict[str, HybridLMConfig] = {
 
 
 def awake(config: HybridLMConfig, seed: int = 0) -> HybridLM:
-    """A model in fp64 whose zero-initialised outputs are woken, or laws would hold trivially."""
+    """A model in fp64 whose zero-initialised outputs are woken, or laws would hold trivially.
+
+    Not in training, where some gates draw noise.
+    """
     import torch
 
     torch.manual_seed(seed)
@@ -104,4 +174,4 @@ def awake(config: HybridLMConfig, seed: int = 0) -> HybridLM:
                 parameter.normal_(std=0.3)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return model.eval()

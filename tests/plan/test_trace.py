@@ -57,7 +57,8 @@ def test_activations_are_what_a_real_step_saves(path: Path, precision: Precision
     real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     assert loss.isfinite()
     # the state after the window and a few masks are alive without being saved
-    assert traced.activations == pytest.approx(real, rel=0.1)
+    # a gate that takes as many experts as it needs is planned with the most
+    assert traced.activations == pytest.approx(real, rel=0.2 if path.stem == "moe" else 0.1)
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
@@ -105,9 +106,11 @@ def test_sizes_of_weights_and_optimizer_are_real(path: Path) -> None:
     optimizers.step()
     state = optimizers.state_tensors().values()
     weights = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
-    assert training.weights == sum(weights)
+    # biases of routers, and counters of experts
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    assert training.weights == sum(weights) + buffers
     if recipe.train.weights == "fp32":
-        assert training.weights == 4 * model.num_parameters()
+        assert training.weights == 4 * model.num_parameters() + buffers
     # gradients that are alive together: all of them, or those of one parameter at a time
     together = recipe.train.update == "after_backward"
     assert training.gradients == (sum(weights) if together else max(weights))

@@ -130,7 +130,7 @@ def narrowed(
                 changes["window"] = max(SHORTEST_WINDOW, round(mixer.window * shortened))
         if ffn.hidden_dim is not None:
             hidden = max(8, round(ffn.hidden_dim * width / model.dim / 8) * 8)
-            ffn = ffn.model_copy(update={"hidden_dim": hidden})
+            ffn = ffn.resized(hidden)
         return block.model_copy(update={"mixer": mixer.model_copy(update=changes), "ffn": ffn})
 
     if width >= model.dim:

@@ -10,9 +10,7 @@ from typing import Literal, NamedTuple
 
 from valkyrie_core.errors import UsageError
 from valkyrie_core.nn.block import Block, BlockConfig
-from valkyrie_core.nn.ffn import SwiGLU
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
-from valkyrie_core.nn.rwkv import ChannelMix
 from valkyrie_core.plan.flops import training_flops
 from valkyrie_core.plan.parameters import weightless
 
@@ -103,21 +101,14 @@ def matched(
 
 def _widths(config: HybridLMConfig) -> dict[str, int]:
     """The hidden width of every block's ffn, those that the recipe leaves out as well."""
+    # the last layer of a block: experts may have dense layers before them
     layers = dict(zip(config.core.layers, layers_of(weightless(config)), strict=True))
-    widths = {}
-    for name in config.core.blocks:
-        ffn = layers[name].ffn
-        if isinstance(ffn, SwiGLU):
-            widths[name] = ffn.up.out_features
-        elif isinstance(ffn, ChannelMix):
-            widths[name] = ffn.key.out_features
-    return widths
+    return {name: int(layers[name].ffn.hidden_dim) for name in config.core.blocks}
 
 
 def _with_widths(config: HybridLMConfig, widths: dict[str, int]) -> HybridLMConfig:
     def resized(name: str, block: BlockConfig) -> BlockConfig:
-        ffn = block.ffn.model_copy(update={"hidden_dim": widths[name]})
-        return block.model_copy(update={"ffn": ffn})
+        return block.model_copy(update={"ffn": block.ffn.resized(widths[name])})
 
     blocks = {name: resized(name, block) for name, block in config.core.blocks.items()}
     core = config.core.model_copy(update={"blocks": blocks})

@@ -23,6 +23,7 @@ from valkyrie_core.data.holdout import (
     NamesHoldout,
     SplitHoldout,
 )
+from valkyrie_core.data.readers.arithmetic import ArithmeticCorpus
 from valkyrie_core.data.readers.files import FilesCorpus
 from valkyrie_core.data.readers.hub import HubCorpus
 from valkyrie_core.data.readers.package import PackageCorpus
@@ -30,6 +31,7 @@ from valkyrie_core.data.readers.python import PythonCorpus
 from valkyrie_core.errors import MissingError, RecipeError
 
 __all__ = [
+    "ArithmeticCorpus",
     "ChatFormat",
     "ChatterbotFormat",
     "ChitchatFormat",
@@ -53,7 +55,10 @@ __all__ = [
 
 log = logging.getLogger("valkyrie")
 
-Corpus = Annotated[FilesCorpus | HubCorpus | PackageCorpus | PythonCorpus, Discriminator("type")]
+Corpus = Annotated[
+    ArithmeticCorpus | FilesCorpus | HubCorpus | PackageCorpus | PythonCorpus,
+    Discriminator("type"),
+]
 
 
 class CorpusDocuments(NamedTuple):

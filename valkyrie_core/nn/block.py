@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
+from valkyrie_core.nn.moe.layer import MoEConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
 from valkyrie_core.nn.state import Cost, Ctx
 from valkyrie_core.nn.storage_type import call, store
@@ -22,7 +23,7 @@ from valkyrie_core.nn.storage_type import call, store
 Norm = Literal["layer_norm", "rms_norm"]
 
 TokenMixer = Annotated[AttentionConfig | RWKV7Config, Discriminator("type")]
-ChannelMixer = Annotated[SwiGLUConfig | ChannelMixConfig, Discriminator("type")]
+ChannelMixer = Annotated[SwiGLUConfig | ChannelMixConfig | MoEConfig, Discriminator("type")]
 
 
 class BlockConfig(Config):

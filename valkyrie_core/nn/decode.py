@@ -179,7 +179,7 @@ class Decoder:
         ffn = fused(block.ffn_norm, block.ffn, self.weights, arena)
         for step, module in ((mix, block.mixer), (ffn, block.ffn)):
             if step is None:
-                _announce(f"there is no native step for {type(module).__name__} of this size")
+                _announce(f"there is no native step for this {type(module).__name__}")
         return (
             mix or ModuleStep(own.mixer_norm, own.mixer, self.precision),
             ffn or ModuleStep(own.ffn_norm, own.ffn, self.precision),

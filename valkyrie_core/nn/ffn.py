@@ -27,6 +27,10 @@ class SwiGLUConfig(Config):
         """The module this section describes."""
         return SwiGLU(dim, self.hidden_dim or -(-dim * 8 // (3 * 32)) * 32)
 
+    def resized(self, hidden_dim: int) -> SwiGLUConfig:
+        """The same, with another hidden width."""
+        return self.model_copy(update={"hidden_dim": hidden_dim})
+
 
 class SwiGLU(nn.Module):
     """y = W_down(silu(W_gate x) * W_up x); has no state."""
@@ -39,6 +43,11 @@ class SwiGLU(nn.Module):
         nn.init.orthogonal_(self.gate.weight)
         nn.init.orthogonal_(self.up.weight)
         nn.init.zeros_(self.down.weight)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the hidden layer."""
+        return self.up.out_features
 
     def init_state(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> tuple[()]:
         """Nothing to remember."""

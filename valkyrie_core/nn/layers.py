@@ -9,12 +9,13 @@ from typing import Literal
 
 from torch import nn
 
-Role = Literal["matrix", "embedding", "head", "low_rank", "vector", "decay"]
+Role = Literal["matrix", "embedding", "head", "low_rank", "router", "vector", "decay"]
 """What the optimizer needs to know of a parameter.
 
-`matrix`: hidden matrices (Muon, weight decay); `embedding` and `head`; `low_rank`: factors of
-low-rank maps (no decay); `vector`: gains, biases, mixing coefficients (no decay); `decay`: the
-RWKV-7 decay bias, trained at twice the learning rate as its author does.
+`matrix`: hidden matrices, also stacked ones (Muon, weight decay); `embedding` and `head`;
+`low_rank`: factors of low-rank maps (no decay); `router`: what chooses experts (no decay, stored
+in fp32); `vector`: gains, biases, mixing coefficients (no decay); `decay`: the RWKV-7 decay bias,
+trained at twice the learning rate as its author does.
 """
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -29,12 +29,12 @@ from valkyrie_core.kernels.loss import fused_serves, linear_cross_entropy
 from valkyrie_core.nn.block import Norm, StackConfig, build_norm
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.rwkv import RWKV7Config
-from valkyrie_core.nn.state import NO_DOCUMENT, Ctx, LMState, enter
+from valkyrie_core.nn.state import NO_DOCUMENT, Ctx, LMState, Routed, enter
 from valkyrie_core.nn.storage_type import store, widened
 
 LOGITS_AT_ONCE = 1 << 22
 """Logits of a chunk of the loss: 16 MiB in fp32, whatever the vocabulary."""
-Loss = Callable[..., tuple[Tensor, LMState, dict[str, Tensor]]]
+Loss = Callable[..., tuple[Tensor, LMState, Any]]
 """`HybridLM.loss`, or what was compiled from it."""
 
 
@@ -83,8 +83,16 @@ class LMOutput(NamedTuple):
 
     logits_BTV: Tensor
     state: LMState
+    told: Told
+
+
+class Told(NamedTuple):
+    """What the layers say besides their output."""
+
     aux: dict[str, Tensor]
-    """Auxiliary losses by name, already weighted."""
+    """Auxiliary losses by name, already weighted, summed over the layers."""
+    routed: tuple[Routed, ...]
+    """What the routers did, first layer first."""
 
 
 class Head(nn.Linear):
@@ -168,7 +176,7 @@ class HybridLM(nn.Module):
                 the state's document.
         """
         x_BTD, state, ctx = self._hidden(tokens_BT, state, doc_BT)
-        return LMOutput(self.head(x_BTD), state, dict(ctx.aux))
+        return LMOutput(self.head(x_BTD), state, _told(ctx))
 
     def loss(
         self,
@@ -176,7 +184,7 @@ class HybridLM(nn.Module):
         targets_BT: Tensor,
         state: LMState,
         doc_BT: Tensor | None = None,
-    ) -> tuple[Tensor, LMState, dict[str, Tensor]]:
+    ) -> tuple[Tensor, LMState, Told]:
         """Mean cross-entropy in nats over the scored targets (-100 is not), plus auxiliary losses.
 
         The logits are made and consumed in chunks, never held all at once; where native code
@@ -191,7 +199,7 @@ class HybridLM(nn.Module):
         loss = nats / (targets_BT != IGNORED).sum().clamp(min=1)
         for _, value in ctx.aux:
             loss = loss + value
-        return loss, state, dict(ctx.aux)
+        return loss, state, _told(ctx)
 
     def compiled_loss(self, mode: str) -> Loss:
         """`loss` by way of torch.compile, for one shape of window."""
@@ -253,3 +261,10 @@ class HybridLM(nn.Module):
         return F.cross_entropy(
             logits_RV.to(precise), targets_R, ignore_index=IGNORED, reduction="none"
         )
+
+
+def _told(ctx: Ctx) -> Told:
+    aux: dict[str, Tensor] = {}
+    for name, value in ctx.aux:
+        aux[name] = aux[name] + value if name in aux else value
+    return Told(aux, ctx.routed)

@@ -56,6 +56,10 @@ class ChannelMixConfig(Config):
             dim, self.hidden_dim or 4 * dim, layer_idx=layer_idx, num_layers=num_layers
         )
 
+    def resized(self, hidden_dim: int) -> ChannelMixConfig:
+        """The same, with another hidden width."""
+        return self.model_copy(update={"hidden_dim": hidden_dim})
+
 
 class TimeMixState(NamedTuple):
     """What a time mix remembers: the last token and the matrix state, whatever was read."""
@@ -216,6 +220,11 @@ class ChannelMix(nn.Module):
         self.value = nn.Linear(hidden_dim, dim, bias=False)
         nn.init.orthogonal_(self.key.weight)
         nn.init.zeros_(self.value.weight)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the hidden layer."""
+        return self.key.out_features
 
     def init_state(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Nothing read yet: zeros [B, D]."""

@@ -1,6 +1,6 @@
 """The values that move: State along time, Ctx along depth. Nothing here is ever mutated.
 
-Shapes: B batch, T time, D model.
+Shapes: B batch, T time, D model; R = B * T tokens, E experts, K slots of a token.
 """
 
 from __future__ import annotations
@@ -32,6 +32,19 @@ class LMState(NamedTuple):
     """How many documents have been started; tells equal ids apart that are not contiguous."""
 
 
+class Routed(NamedTuple):
+    """What one router did with the tokens of a window; no gradient goes through it."""
+
+    load_E: Tensor
+    """Real tokens by expert."""
+    logits_RE: Tensor
+    """Of every token, padding included."""
+    experts_RK: Tensor
+    """The experts of every token, the best one first."""
+    used_RK: Tensor | None
+    """Which of them it really meets; None: all."""
+
+
 class Ctx(NamedTuple):
     """What the layers of one forward pass share, deeper layers seeing what earlier ones added."""
 
@@ -52,7 +65,9 @@ class Ctx(NamedTuple):
     v_first_BTD: Tensor | None = None
     """The values of the first RWKV-7 layer."""
     aux: tuple[tuple[str, Tensor], ...] = ()
-    """Auxiliary losses so far, already weighted."""
+    """Auxiliary losses so far, already weighted; a name comes once for every layer that has one."""
+    routed: tuple[Routed, ...] = ()
+    """What the routers did, first layer first."""
 
 
 class Cost(NamedTuple):

@@ -103,6 +103,8 @@ def _pack_part(part: Any, format: StateFormat) -> Any:
             part.pos_BS[:, :L].clone(),
             L,
         )
+    if _is_several(part):
+        return tuple(_pack_part(one, format) for one in part)
     if format.state_dtype == "computed":
         return part
     if isinstance(part, TimeMixState):
@@ -120,7 +122,12 @@ def _unpack_part(part: Any) -> Any:
     if isinstance(part, PackedCache):
         k, v, segment_BS, pos_BS, length = part
         return KVState(_wide(k), _wide(v), segment_BS, pos_BS, length, HighWater(length))
-    return part
+    return tuple(map(_unpack_part, part)) if _is_several(part) else part
+
+
+def _is_several(part: Any) -> bool:
+    """Whether a mixer has several states, as experts do that are asked in rounds."""
+    return isinstance(part, tuple) and not hasattr(part, "_fields")
 
 
 def _wide(packed: Packed) -> Tensor:

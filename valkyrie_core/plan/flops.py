@@ -6,9 +6,12 @@ addition each; nothing elementwise. `plan/counter.py` counts the same by running
 
 from __future__ import annotations
 
+from typing import Any
+
 from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.plan.parameters import count_parameters
 
 HEAD = "head"
 
@@ -52,16 +55,25 @@ def state_bytes(model: HybridLM, context_len: int, value_bytes: int = 4) -> tupl
         assert isinstance(layer, Block)
         costs = layer.costs(context_len, value_bytes)
         for cost, state in zip(costs, layer_states, strict=True):
-            if isinstance(state, KVState):
+            if _grows(state):
                 caches += cost.state_bytes
             else:
                 recurrent += cost.state_bytes
     return caches, recurrent
 
 
+def _grows(state: Any) -> bool:
+    """Whether a mixer's state is made of caches."""
+    if isinstance(state, KVState):
+        return True
+    several = isinstance(state, tuple) and not hasattr(state, "_fields")
+    return several and any(map(_grows, state))
+
+
 def weights_read(model: HybridLM, value_bytes: int = 4) -> int:
-    """Bytes of weights that one decoded token reads: all but the embedding's other rows."""
-    count = model.num_parameters()
+    """Bytes of weights that one decoded token reads: all but the embedding's other rows, and the
+    experts that it does not meet."""
+    count = count_parameters(model).active
     if model.head.weight is not model.embedding.weight:
         count -= model.embedding.weight.numel() - model.embedding.embedding_dim
     return value_bytes * count

@@ -9,6 +9,7 @@ from torch import nn
 
 from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.moe.layer import MoE
 
 
 class Parameters(NamedTuple):
@@ -16,7 +17,7 @@ class Parameters(NamedTuple):
 
     total: int
     active: int
-    """Those that a token meets; the same as all, until a mixer chooses among experts."""
+    """Those that a token meets: of experts as many as it has slots."""
     by_part: dict[str, int]
     """Embedding, head (0 where it is tied), norms between the mixers, then every type of mixer."""
 
@@ -41,7 +42,8 @@ def count_parameters(model: HybridLM) -> Parameters:
         parts[mixer] = parts.get(mixer, 0) + _size(layer.mixer)
         parts[ffn] = parts.get(ffn, 0) + _size(layer.ffn)
     total = model.num_parameters()
-    return Parameters(total=total, active=total, by_part=parts)
+    passed_over = sum(moe.idle_parameters for moe in model.modules() if isinstance(moe, MoE))
+    return Parameters(total=total, active=total - passed_over, by_part=parts)
 
 
 def _size(module: nn.Module) -> int:

@@ -13,7 +13,7 @@ runs answers at once, without torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from valkyrie_core.report import (
     AllocateReport,
     DoctorReport,
     EvalReport,
+    ExpertsReport,
     ImportanceReport,
     KVFormat,
     LongContextReport,
@@ -61,6 +62,7 @@ __all__ = [
     "evaluate",
     "evaluate_long_context",
     "evaluate_tokenizer",
+    "experts",
     "find_run",
     "generate",
     "is_transcript",
@@ -421,3 +423,48 @@ def allocate_importance(
     from valkyrie_core.runs.allocation import layer_importance
 
     return layer_importance(find_run(run, runs_dir), window=window, told=progress)
+
+
+def experts(
+    run: str | Path | None = None,
+    *,
+    runs_dir: str | Path = "runs",
+    step: int | None = None,
+    texts: Sequence[str | Path] = (),
+    tokens: int | None = None,
+    knock_out: bool = True,
+    save: bool = True,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ExpertsReport:
+    """How a run uses its experts: loads, what they choose, and what removing one costs.
+
+    Args:
+        step: of the checkpoint; None: the best one.
+        texts: files to read, each of them a domain; empty: the run's validation data, where every
+            corpus is a domain.
+        tokens: read of each domain; None: 16,384.
+        knock_out: removes experts one at a time; most of the time that all of this takes.
+        save: writes `experts.json`, `experts.html` and pictures into the run's directory.
+        seed: of shuffles and bootstraps.
+        progress: called with what is read, how much of it, and the total.
+
+    Raises:
+        MissingError: there is no such run, step or text, or the run's texts are gone.
+        UsageError: the run has no experts, or a text has no tokens.
+        CheckpointError: no checkpoint is valid, or the texts are not those of the training.
+    """
+    from valkyrie_core.runs.utilization import TOKENS, experts_of_run
+
+    if tokens is not None and tokens < 2:
+        raise UsageError(f"a domain has at least 2 tokens, not {tokens}")
+    return experts_of_run(
+        find_run(run, runs_dir),
+        step=step,
+        texts=[typed_path(text) for text in texts],
+        tokens=TOKENS if tokens is None else tokens,
+        knock_out=knock_out,
+        save=save,
+        seed=seed,
+        told=progress,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -16,14 +17,15 @@ from valkyrie_core.nn.state_tensors import MisfitStateError, state_from_tensors,
 
 def carried(state: LMState) -> LMState:
     """What the next step begins with: no gradient, and no keys of documents that have ended."""
-    layers = tuple(
-        tuple(
-            kv_cache.forget(part, state.segment_B) if isinstance(part, KVState) else part
-            for part in layer
-        )
-        for layer in state.layers
-    )
-    return detach(state._replace(layers=layers))
+
+    def without(part: Any) -> Any:
+        if isinstance(part, KVState):
+            return kv_cache.forget(part, state.segment_B)
+        if isinstance(part, tuple) and not hasattr(part, "_fields"):
+            return tuple(map(without, part))
+        return part
+
+    return detach(state._replace(layers=without(state.layers)))
 
 
 def to_tensors(states: Sequence[LMState]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from valkyrie_core.train.curves import draw_curves
 from valkyrie_core.train.metrics import MetricsLog, Row, samples_markdown
 from valkyrie_core.train.progress import Meter, Position, Validation
+from valkyrie_core.train.routing import Routing
 from valkyrie_core.train.run_dir import RunDir
 from valkyrie_core.train.track import Tracker, numbers
 
@@ -37,8 +38,21 @@ class Journal:
         """Force the rows to the disk: a checkpoint must not outlive the rows before it."""
         self._metrics.sync()
 
-    def train(self, at: Position, meter: Meter, learning_rates: Mapping[str, float]) -> None:
+    def train(
+        self,
+        at: Position,
+        meter: Meter,
+        learning_rates: Mapping[str, float],
+        routing: Routing,
+    ) -> None:
         """The row of a training step; the loss is the mean since the last such row."""
+        experts: Row = {}
+        if routing.loads:
+            experts = {
+                "aux": dict(routing.losses),
+                "load": {str(layer): load for layer, load in routing.loads.items()},
+                "revived": at.take_revived(),
+            }
         self._write(
             {
                 "kind": "train",
@@ -51,6 +65,7 @@ class Journal:
                 "seconds": round(at.seconds, 3),
                 "tokens_per_second": meter.tokens_per_second,
                 "mfu": meter.mfu,
+                **experts,
             }
         )
 

@@ -11,7 +11,13 @@ from valkyrie_core.data.tokenizer import Tokenizer, load_tokenizer
 from valkyrie_core.errors import CheckpointError, MissingError, RecipeError
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.recipe import Recipe
-from valkyrie_core.train.checkpoint import Checkpoint, newest_valid, step_directory, verify
+from valkyrie_core.train.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    newest_valid,
+    step_directory,
+    verify,
+)
 from valkyrie_core.train.device import STORED, resolve_device
 from valkyrie_core.train.run_dir import RunDir
 from valkyrie_core.train.weights import load_model_tensors
@@ -54,21 +60,39 @@ def find_checkpoint(run: RunDir, which: Which = "best") -> Checkpoint:
         return newest
 
 
+def checkpoint_of_step(run: RunDir, step: int) -> Checkpoint:
+    """The verified checkpoint of one step.
+
+    Raises MissingError where the run has none of that step, CheckpointError where it is damaged.
+    """
+    found = [at for at, _ in list_checkpoints(run.checkpoints)]
+    if step not in found:
+        there = ", ".join(map(str, found)) or "none"
+        raise MissingError(
+            f"the run {run.path} has no checkpoint of step {step}", hint=f"there is: {there}"
+        )
+    return verify(step_directory(run.checkpoints, step))
+
+
 def load_run(
     path: Path,
     *,
     which: Which = "best",
+    step: int | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
 ) -> LoadedRun:
     """The model of a run, ready to evaluate; `device` None takes the recipe's.
 
+    Args:
+        step: of the checkpoint; None: the one that `which` says.
+
     Raises:
-        MissingError: this is no run, or it has no checkpoint or no tokenizer.
+        MissingError: this is no run, or it has no tokenizer or no (such) checkpoint.
         CheckpointError: no checkpoint is valid, or it belongs to another tokenizer.
     """
     run = RunDir(path)
     recipe = run.load_recipe()
-    checkpoint = find_checkpoint(run, which)
+    checkpoint = find_checkpoint(run, which) if step is None else checkpoint_of_step(run, step)
     tokenizer = load_tokenizer(run.tokenizer_directory)
     check_tokenizer(checkpoint, tokenizer)
     where = resolve_device(device or recipe.device)

@@ -1,7 +1,9 @@
 """metrics.jsonl: one row of JSON per logged step, validation and sample, told apart by `kind`.
 
     train   loss (nats per token, mean since the last row), lr by optimizer, lr_scale, grad_norm,
-            tokens_seen, and the timing fields
+            tokens_seen, and the timing fields; with experts the last step's aux (losses by name)
+            and load (tokens by layer and expert), and what was revived since the last row
+            ([layer, expert, copied expert])
     val     bpb (all corpora's bytes together), bpb_by_corpus
     sample  prompt, text
 

@@ -1,18 +1,25 @@
-"""torch's Muon, its iteration in fp32 where the processor only emulates bf16.
+"""torch's Muon, its iteration in fp32 where the processor only emulates bf16; and for stacks.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. torch.optim.Muon always iterates in
-bf16, which on a processor without bf16 instructions takes three quarters of a training step.
+bf16, which on a processor without bf16 instructions takes three quarters of a training step, and
+takes two-dimensional matrices only.
+
+Shapes: S matrices of a stack, R rows, C columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from valkyrie_core.machine.hardware import supports_bf16
+
+NS_COEFFICIENTS = (3.4445, -4.775, 2.0315)
+"""Those of torch.optim.Muon."""
 
 
 class Muon(torch.optim.Muon):
@@ -35,27 +42,78 @@ class Muon(torch.optim.Muon):
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-                buffer, momentum = state["momentum_buffer"], group["momentum"]
-                buffer.lerp_(parameter.grad, 1 - momentum)
-                update = parameter.grad.lerp(buffer, momentum) if group["nesterov"] else buffer
-                update = orthogonalised(
-                    update, group["ns_coefficients"], group["ns_steps"], group["eps"]
-                )
-                rows, columns = parameter.shape
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+                _update(parameter, parameter.grad, state["momentum_buffer"], group, torch.float32)
         return None
+
+
+class StackedMuon(torch.optim.Optimizer):
+    """Muon for stacks of matrices [S, R, C], each updated as if it were alone."""
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        ns_coefficients: tuple[float, float, float] = NS_COEFFICIENTS,
+        ns_steps: int = 5,
+        eps: float = 1e-7,
+    ) -> None:
+        settings = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": True,
+            "ns_coefficients": ns_coefficients,
+            "ns_steps": ns_steps,
+            "eps": eps,
+        }
+        super().__init__(params, settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every stack that has a gradient."""
+        if closure is not None:
+            raise ValueError("a closure is not supported")
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                hardware = supports_bf16(parameter.device.type)
+                iterated = torch.bfloat16 if hardware else torch.float32
+                _update(parameter, parameter.grad, state["momentum_buffer"], group, iterated)
+        return None
+
+
+def _update(
+    weight: Tensor, gradient: Tensor, buffer: Tensor, group: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """One update in place of a matrix or a stack of them, iterated in `dtype`."""
+    momentum = group["momentum"]
+    buffer.lerp_(gradient, 1 - momentum)
+    update = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
+    settings = (group["ns_coefficients"], group["ns_steps"], group["eps"])
+    update = orthogonalised(update.to(dtype), *settings).to(weight.dtype)
+    rows, columns = weight.shape[-2:]
+    weight.mul_(1 - group["lr"] * group["weight_decay"])
+    weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
 
 def orthogonalised(
     matrix_RC: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """The matrix with all singular values near 1, by Newton-Schulz steps in its own type."""
+    """The matrix, or every matrix of a stack, with all singular values near 1: Newton-Schulz steps
+    in its own type."""
     a, b, c = coefficients
-    tall = matrix_RC.shape[0] > matrix_RC.shape[1]
-    x = matrix_RC.T if tall else matrix_RC
-    x = x / x.norm().clamp(min=eps)
+    tall = matrix_RC.shape[-2] > matrix_RC.shape[-1]
+    x = matrix_RC.mT if tall else matrix_RC
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    add = torch.addmm if x.dim() == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

@@ -7,7 +7,7 @@ The role `decay` (the RWKV-7 decay bias) learns at twice the rate, as its author
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from valkyrie_core.config import Config
 from valkyrie_core.errors import CheckpointError
 from valkyrie_core.nn.layers import Role, parameter_roles
 from valkyrie_core.train.adafactor import Adafactor
-from valkyrie_core.train.muon import Muon
+from valkyrie_core.train.muon import Muon, StackedMuon
 
 DECAY_LR_RATIO = 2.0
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
@@ -102,7 +102,7 @@ class Optimizers:
     @property
     def moments(self) -> int:
         """How many numbers are remembered for a weight, at most; before the first step as well."""
-        kept = {Adafactor: 0, Muon: 1}
+        kept = {Adafactor: 0, Muon: 1, StackedMuon: 1}
         return max(kept.get(type(optimizer), 2) for optimizer, _ in self._parts)
 
     def step(self) -> None:
@@ -120,6 +120,14 @@ class Optimizers:
         finally:
             optimizer.param_groups = whole
 
+    def forget(self, parameter: Tensor, index: int) -> None:
+        """Forgets what is known of one row of a parameter, or of one matrix of a stack."""
+        optimizer, _ = self._owners[parameter]
+        for value in optimizer.state.get(parameter, {}).values():
+            # counters of steps, and what is shared by all rows, have another shape
+            if isinstance(value, Tensor) and value.shape[:1] == parameter.shape[:1]:
+                value[index] = 0
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for optimizer, _ in self._parts:
@@ -134,7 +142,10 @@ class Optimizers:
     def learning_rates(self) -> dict[str, float]:
         """The learning rate now of each optimizer's first group, by class name in lower case."""
         return {
-            type(optimizer).__name__.lower(): float(optimizer.param_groups[0]["lr"])
+            # matrices and stacks of them have the same rate
+            type(optimizer).__name__.lower().removeprefix("stacked"): float(
+                optimizer.param_groups[0]["lr"]
+            )
             for optimizer, _ in self._parts
         }
 
@@ -196,27 +207,33 @@ def build_optimizers(config: Optimizer, model: nn.Module) -> Optimizers:
         eps = (None, config.least_scale)
         adafactor = Adafactor(live, lr=config.lr, beta2_decay=config.beta2_decay, eps=eps)
         return Optimizers([(adafactor, groups)])
-    matrices = {
-        name: p for name, p in parameters.items() if roles[name] == "matrix" and p.ndim == 2
-    }
+    matrices = {name: p for name, p in parameters.items() if roles[name] == "matrix"}
     rest = {name: p for name, p in parameters.items() if name not in matrices}
-    parts = [_muon(config, matrices)] if matrices else []
+    parts = [
+        _muon(config, alike, make)
+        for dims, make in ((2, _matrix_muon), (3, StackedMuon))
+        if (alike := {name: p for name, p in matrices.items() if p.ndim == dims})
+    ]
     return Optimizers([*parts, _adamw(config.adamw, rest, roles)])
 
 
 def _muon(
-    config: MuonConfig, matrices: Mapping[str, nn.Parameter]
+    config: MuonConfig,
+    matrices: Mapping[str, nn.Parameter],
+    make: Callable[..., torch.optim.Optimizer],
 ) -> tuple[torch.optim.Optimizer, list[Group]]:
     group = Group(tuple(matrices), tuple(matrices.values()), config.lr, config.weight_decay)
-    optimizer = Muon(
+    optimizer = make(
         group.parameters,
         lr=config.lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
-        nesterov=True,
-        adjust_lr_fn="original",
     )
     return optimizer, [group]
+
+
+def _matrix_muon(params: Sequence[nn.Parameter], **settings: Any) -> Muon:
+    return Muon(params, nesterov=True, adjust_lr_fn="original", **settings)
 
 
 def _adamw(

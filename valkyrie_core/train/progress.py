@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from valkyrie_core.errors import CheckpointError
+
+LATER = frozenset({"revived"})
+"""Counters that checkpoints of earlier versions lack; they begin as they do in a new training."""
+
+
+class Health(NamedTuple):
+    """How evenly the experts of all layers were used in a step."""
+
+    max_vio: float
+    """The largest load over the mean load, less 1, of the worst layer."""
+    dead: int
+    """Experts with less than a tenth of a fair load, over all layers."""
 
 
 class Validation(NamedTuple):
@@ -40,6 +52,8 @@ class StepEvent(NamedTuple):
     """Set where a validation has just ended."""
     message: str | None = None
     """A line worth showing."""
+    experts: Health | None = None
+    """How evenly experts were used; None: there are none."""
 
 
 @dataclass
@@ -68,6 +82,8 @@ class Position:
     """Nats since the last row of metrics."""
     loss_tokens: int = 0
     """Scored tokens since the last row of metrics."""
+    revived: list[list[int]] = field(default_factory=list)
+    """Experts replaced since the last row of metrics: layer, expert, the one that was copied."""
 
     def advance(
         self,
@@ -97,6 +113,11 @@ class Position:
         self.loss_sum, self.loss_tokens = 0.0, 0
         return mean
 
+    def take_revived(self) -> list[list[int]]:
+        """The experts replaced since this was last asked."""
+        revived, self.revived = self.revived, []
+        return revived
+
     def to_meta(self) -> dict[str, Any]:
         """As JSON; floats come back exactly."""
         return asdict(self)
@@ -104,8 +125,8 @@ class Position:
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> Position:
         """What `to_meta` gave; CheckpointError where fields are missing or unknown."""
-        names = {field.name for field in fields(cls)}
-        if names != meta.keys():
+        names = {one.name for one in fields(cls)}
+        if names - LATER != meta.keys() - LATER:
             raise CheckpointError(f"the checkpoint's counters are not {sorted(names)}")
         return cls(**meta)
 

@@ -32,6 +32,7 @@ from valkyrie_core.train.journal import Journal
 from valkyrie_core.train.optim import build_optimizers
 from valkyrie_core.train.progress import Meter, Position, StepEvent, Validation
 from valkyrie_core.train.rng import RngState
+from valkyrie_core.train.routing import Routing
 from valkyrie_core.train.run_dir import RunDir
 from valkyrie_core.train.saver import Saver
 from valkyrie_core.train.schedule import LRPlan
@@ -88,6 +89,7 @@ class Trainer:
         self.device = device
         self.precision = precision
         self.optimizers = build_optimizers(config.optimizer, model)
+        self.routing = Routing(model, self.optimizers)
         self.saver = Saver(
             run,
             model=model,
@@ -151,7 +153,7 @@ class Trainer:
                 self._train_step()
                 if self.at.step % self.config.log_every == 0 or self.at.step in self.plan.ends:
                     rates = self.optimizers.learning_rates()
-                    self.journal.train(self.at, self.meter, rates)
+                    self.journal.train(self.at, self.meter, rates, self.routing)
         except StopRequestedError:
             self._save()
             self.journal.draw()
@@ -182,6 +184,7 @@ class Trainer:
         self.optimizers.set_lr_scale(scale)
         loss = 0.0
         states = []
+        self.routing.restart()
         try:
             for index, micro in enumerate(self._micro_batches(batch, stage.micro_size)):
                 self.stop.poll()
@@ -194,6 +197,7 @@ class Trainer:
             self.optimizers.zero_grad()
             rng.restore()
             raise
+        self._feed_back()
         num_tokens = batch.tokens_BT.numel()
         seconds = time.perf_counter() - started
         goes_on = self.config.state_passing and stage == stage_at(step + 1, self._stages)
@@ -230,12 +234,13 @@ class Trainer:
         if state is None:
             state = self.model.init_state(len(micro.tokens_BT))
         with autocast(self.precision, self.device):
-            loss, state, _ = self._loss(micro.tokens_BT, micro.targets_BT, state, micro.doc_BT)
-        value = float(loss.detach()) * share
+            loss, state, told = self._loss(micro.tokens_BT, micro.targets_BT, state, micro.doc_BT)
+        value = float(loss.detach())
         if not math.isfinite(value):
-            raise self._diverged(f"the loss of the next step is {float(loss.detach())}")
+            raise self._diverged(f"the loss of the next step is {value}")
         torch.autograd.backward(loss * share)
-        return value, carry.carried(state)
+        # what is told is the loss of the text alone
+        return (value - self.routing.add(told, share)) * share, carry.carried(state)
 
     def _lost(self, what: str) -> DivergedError:
         return self._diverged(
@@ -243,6 +248,17 @@ class Trainer:
             "the backward pass had updated others before it; what was trained since the last "
             "checkpoint is lost",
         )
+
+    def _feed_back(self) -> None:
+        for revival in self.routing.finish():
+            self.at.revived.append(list(revival))
+            log.info(
+                "step %d: expert %d of layer %d had no work: it is a copy of expert %d now",
+                self.at.step + 1,
+                revival.expert,
+                revival.layer,
+                revival.source,
+            )
 
     def _diverged(self, what: str, then: str = "nothing was updated with it") -> DivergedError:
         saved = self.saver.saved[0] if self.saver.saved else 0
@@ -321,6 +337,7 @@ class Trainer:
                 eta_seconds=self.meter.seconds_for(self.plan.horizon - self.at.step),
                 mfu=self.meter.mfu,
                 validation=validation,
+                experts=self.routing.health(),
             )
         )
 

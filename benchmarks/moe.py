@@ -1,0 +1,252 @@
+"""What balance does to a mixture of experts, and what the experts do beside a dense model.
+
+    python -m benchmarks.moe                # trains what is still missing, then writes the tables
+    python -m benchmarks.moe --tables       # only writes docs/moe.md anew
+
+A queue that outlives an interruption: one training is one process of one thread, `--processes` of
+them at a time, and goes on from its checkpoint. All arms have the recipe `moe`'s texts, steps and
+seeds, and a router's arms its parameters too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import result, tables
+from valkyrie_core import Recipe, runs
+from valkyrie_core.allocate.page import estimate
+from valkyrie_core.allocate.statistics import difference, mean_of
+from valkyrie_core.data.dataset import prepare
+from valkyrie_core.errors import StoppedError, ValkyrieError
+from valkyrie_core.report import Estimate
+from valkyrie_core.train.storage import Storage
+
+log = logging.getLogger("valkyrie")
+
+RECIPE = "moe"
+SEEDS = (0, 1, 2)
+PAGE = result.ROOT / "docs" / "moe.md"
+FOLDER = result.RESULTS / "moe"
+NAME = "moe"
+
+
+class Arm(NamedTuple):
+    """What is trained."""
+
+    title: str
+    ffn: dict[str, str]
+    """Keys of the experts' section that differ from the recipe's; without experts: all of it."""
+    dense: bool = False
+
+
+AUX = "[{type: aux, coefficient: 0.01}]"
+BIAS = "[{type: bias, rate: 0.01}]"
+ARMS = {
+    "none": Arm("no balance", {"balance": "[]"}),
+    "aux": Arm("auxiliary loss", {"balance": AUX}),
+    "noisy": Arm(
+        "noisy top-k and importance loss",
+        {"gate": "{type: noisy_topk, top_k: 2}", "balance": "[{type: importance}]"},
+    ),
+    "bias": Arm("bias, loss-free", {"balance": BIAS}),
+    "groups": Arm(
+        "4 groups, 2 of them, and bias",
+        {"balance": BIAS, "groups": "{num_groups: 4, top_groups: 2}"},
+    ),
+    "top_p": Arm(
+        "top-p (mass 0.3, at most 4) and bias",
+        {"gate": "{type: top_p, mass: 0.3, max_experts: 4}", "balance": BIAS},
+    ),
+    # 8/3 x 64 channels, rounded: as wide as a token's two experts together
+    "dense": Arm(
+        "dense, equal FLOPs for a token", {"": "{type: swiglu, hidden_dim: 192}"}, dense=True
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains what is missing, then writes the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.moe", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--tables", action="store_true", help="train nothing, write the page")
+    parser.add_argument("--processes", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help="this training, here")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        if options.one:
+            _train(options.one[0], int(options.one[1]), options.runs_dir)
+            return 0
+        if not options.tables:
+            prepare(Recipe.load(RECIPE).data)
+            # one seed after the other, so that an interrupted study has whole seeds
+            left = [(a, s) for s in options.seeds for a in options.arms if not _file(a, s).exists()]
+            _queue(left, options.processes, options.runs_dir)
+        _write_page()
+    except KeyboardInterrupt:
+        log.warning("stopped; go on with: python -m benchmarks.moe")
+        return 130
+    except StoppedError as error:
+        log.warning("%s; go on with: python -m benchmarks.moe", error)
+        return error.exit_code
+    except ValkyrieError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+def _file(arm: str, seed: int) -> Path:
+    return FOLDER / f"{arm}-{seed}.json"
+
+
+def _queue(left: Sequence[tuple[str, int]], processes: int, runs_dir: Path) -> None:
+    """Trainings in processes of their own; Ctrl-C reaches them too, and they save."""
+    waiting, busy = list(left), {}
+    while waiting or busy:
+        while waiting and len(busy) < processes:
+            arm, seed = waiting.pop(0)
+            command = [sys.executable, "-m", "benchmarks.moe", "--one", arm, str(seed)]
+            command += ["--runs-dir", str(runs_dir)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            busy[arm, seed] = subprocess.Popen(
+                command, env=environment, cwd=result.ROOT, stderr=subprocess.DEVNULL
+            )
+        for job, process in list(busy.items()):
+            if process.poll() is None:
+                continue
+            del busy[job]
+            if process.returncode:
+                raise StoppedError(f"{job[0]}, seed {job[1]} ended with {process.returncode}")
+            log.info("%s, seed %d is done; %d left", *job, len(waiting) + len(busy))
+        time.sleep(0.5)
+
+
+def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
+    """The recipe of one training."""
+    overrides = [f"name={NAME}-{arm}-{seed}", f"seed={seed}", f"runs_dir={runs_dir}"]
+    for block in Recipe.load(RECIPE).model.core.blocks:
+        section = f"model.core.blocks.{block}.ffn"
+        overrides += [
+            f"{section}.{key}={value}" if key else f"{section}={value}"
+            for key, value in ARMS[arm].ffn.items()
+        ]
+    return Recipe.load(RECIPE, overrides)
+
+
+def _train(arm: str, seed: int, runs_dir: Path) -> None:
+    """Trains (or resumes) one arm with one seed, and writes what it found."""
+    torch.set_num_threads(1)
+    recipe = arm_recipe(arm, seed, runs_dir)
+    folder = runs_dir / recipe.name
+    trained = runs.train(recipe, resume=(folder / "checkpoints").exists())
+    content: dict[str, Any] = {
+        "arm": arm,
+        "seed": seed,
+        "steps": trained.steps,
+        "tokens": trained.tokens_seen,
+        "parameters": trained.parameters,
+        "active": runs.plan(recipe).parameters.active,
+        "seconds": trained.seconds,
+        "precision": trained.precision,
+        "bpb": trained.val_bpb,
+        "bpb_by_corpus": trained.val_bpb_by_corpus,
+        "origin": result.origin()._asdict(),
+    }
+    if not ARMS[arm].dense:
+        # of the last step, not the best one: no arm may profit from a choice
+        report = runs.experts(folder, step=trained.steps, knock_out=False, save=False)
+        content["layers"] = [
+            {
+                "max_vio": layer.max_vio,
+                "dead": len(layer.dead),
+                "effective_experts": layer.effective_experts,
+            }
+            for layer in report.layers
+        ]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    Storage().replace_json(_file(arm, seed), content)
+
+
+def _write_page() -> None:
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    if not found:
+        raise ValkyrieError("there is no result yet", hint="python -m benchmarks.moe")
+    text = tables.put(PAGE.read_text(encoding="utf-8"), NAME, balance_table(found))
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def balance_table(found: Sequence[dict[str, Any]]) -> str:
+    """What was found, arm by arm, and every arm against the one without balance."""
+    by_arm = {arm: [one for one in found if one["arm"] == arm] for arm in ARMS}
+    by_arm = {arm: own for arm, own in by_arm.items() if own}
+    corpora = list(found[0]["bpb_by_corpus"])
+    heads = ["arm", "seeds", "MaxVio", "dead", "effective", "bits per byte", *corpora, "seconds"]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    for arm, own in by_arm.items():
+        routing = [_over_layers(own, key) for key in ("max_vio", "dead", "effective_experts")]
+        lines.append(
+            f"| {ARMS[arm].title} | {len(own)} | {routing[0]} | {routing[1]} | {routing[2]} | "
+            f"{_text([one['bpb'] for one in own], 4)} | "
+            + " | ".join(_text([one["bpb_by_corpus"][name] for one in own], 3) for name in corpora)
+            + f" | {mean_of([one['seconds'] for one in own]).value:.0f} |"
+        )
+    return "\n".join([*lines, "", *_against("none", by_arm), "", _where(found)])
+
+
+def _over_layers(own: Sequence[dict[str, Any]], key: str) -> str:
+    """Mean over layers, then over seeds."""
+    if "layers" not in own[0]:
+        return "-"
+    means = [sum(layer[key] for layer in one["layers"]) / len(one["layers"]) for one in own]
+    return _text(means, 2)
+
+
+def _against(base: str, by_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Differences of the loss, paired by seed."""
+    if base not in by_arm:
+        return []
+    reference = {one["seed"]: one["bpb"] for one in by_arm[base]}
+    parts = []
+    for arm, own in by_arm.items():
+        pairs = [(one["bpb"], reference[one["seed"]]) for one in own if one["seed"] in reference]
+        if arm == base or len(pairs) < 2:
+            continue
+        mean = difference([a for a, _ in pairs], [b for _, b in pairs])
+        sure = "" if mean.reaches_zero else " (surely)"
+        parts.append(f"{arm} {mean.value:+.4f} ± {mean.half_width:.4f}{sure}")
+    return [f"- bits per byte against {ARMS[base].title}, paired by seed: {'; '.join(parts)}"]
+
+
+def _text(values: Sequence[float], digits: int) -> str:
+    mean = mean_of(values)
+    return estimate(Estimate(mean=mean.value, half_width=mean.half_width, seeds=mean.seeds), digits)
+
+
+def _where(found: Sequence[dict[str, Any]]) -> str:
+    sizes = [one["parameters"] for one in found if not ARMS[one["arm"]].dense]
+    origin = found[0]["origin"]
+    return (
+        "Means and Student's 95 % intervals over the seeds; routing on held-out text, mean over "
+        f"layers. {min(sizes):,} to {max(sizes):,} parameters, {found[0]['steps']:,} steps, "
+        f"{found[0]['tokens']:,} tokens. {origin['processor']}, one thread a training, two at a "
+        f"time, {origin['date']}."
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""Experts: stacked weights, one matrix product for each expert's own tokens.
+
+Shapes: R tokens, D model, E experts, H hidden, M entries (a token at one of its experts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from valkyrie_core.config import Config
+from valkyrie_core.kernels.gated import silu_times
+from valkyrie_core.nn.layers import Role
+from valkyrie_core.nn.moe.dispatch import Entries
+from valkyrie_core.nn.state import Ctx
+
+
+class MlpConfig(Config):
+    """Every expert is a SwiGLU."""
+
+    type: Literal["mlp"] = "mlp"
+    hidden_dim: int | None = Field(default=None, ge=1)
+    """Width of an expert's hidden layer; left out, what makes a token's experts as wide together as
+    a dense SwiGLU: 8/3 x dim / slots, rounded up to a multiple of 16."""
+
+    def width(self, dim: int, slots: int) -> int:
+        """The hidden width."""
+        return self.hidden_dim or -(-dim * 8 // (3 * slots * 16)) * 16
+
+    def build(self, dim: int, num_experts: int, slots: int) -> MlpExperts:
+        """The module this section describes."""
+        return MlpExperts(dim, num_experts, self.width(dim, slots))
+
+
+class MlpExperts(nn.Module):
+    """E SwiGLUs in three stacked weights; has no state."""
+
+    roles: ClassVar[dict[str, Role]] = {
+        "gate_EHD": "matrix",
+        "up_EHD": "matrix",
+        "down_EDH": "matrix",
+    }
+
+    def __init__(self, dim: int, num_experts: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate_EHD = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        self.up_EHD = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        self.down_EDH = nn.Parameter(torch.zeros(num_experts, dim, hidden_dim))
+        for weight in (*self.gate_EHD, *self.up_EHD):
+            nn.init.orthogonal_(weight)
+
+    def init_state(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def forward(
+        self, x_RD: Tensor, plan: Entries, state: tuple[()], ctx: Ctx
+    ) -> tuple[Tensor, tuple[()]]:
+        """What every entry's expert makes of its token: [M, D]."""
+        # rounded before there are several of each
+        return self.mlp(as_computed(x_RD).index_select(0, plan.tokens_M), plan), state
+
+    def mlp(self, x_MD: Tensor, plan: Entries) -> Tensor:
+        """[M, D]: every entry by its own expert's SwiGLU."""
+        hidden_MH = silu_times(
+            grouped_linear(x_MD, self.gate_EHD, plan.sizes),
+            grouped_linear(x_MD, self.up_EHD, plan.sizes),
+        )
+        return grouped_linear(hidden_MH, self.down_EDH, plan.sizes)
+
+    def flops_per_entry(self, context_len: int, slots: int) -> int:
+        """Forward operations for a token at one expert, averaged over a context."""
+        return 2 * 3 * self.up_EHD[0].numel()
+
+    def repeated_per_entry(self, context_len: int, slots: int) -> int:
+        """Operations that the backward pass does besides twice those of the forward pass."""
+        return 0
+
+    def state_bytes(self, context_len: int, slots: int, value_bytes: int) -> int:
+        """What is remembered of one sequence."""
+        return 0
+
+
+def as_computed(x: Tensor) -> Tensor:
+    """In the type of matrix products: autocast's, where there is one."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def grouped_linear(x_MI: Tensor, weight_EOI: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """[M, O]: rows multiplied by their own expert's matrix, the first `sizes[0]` by the first's."""
+    x_MI, weight_EOI = as_computed(x_MI), as_computed(weight_EOI)
+    if x_MI.device.type == "cuda" and x_MI.dtype == torch.bfloat16:
+        stops_E = torch.tensor(sizes, device=x_MI.device).cumsum(0, dtype=torch.int32)
+        return F.grouped_mm(x_MI, weight_EOI.transpose(1, 2), offs=stops_E)
+    y_MO: Tensor = _GroupedLinear.apply(x_MI, weight_EOI, sizes)  # type: ignore[no-untyped-call]
+    return y_MO
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Every product goes where it belongs: nothing is cut, joined or added up afterwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MI: Tensor, weight_EOI: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(x_MI, weight_EOI)
+        ctx.sizes = sizes
+        y_MO = x_MI.new_empty(x_MI.shape[0], weight_EOI.shape[1])
+        for expert, rows in _rows(sizes):
+            torch.mm(x_MI[rows], weight_EOI[expert].t(), out=y_MO[rows])
+        return y_MO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_MO: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_MI, weight_EOI = ctx.saved_tensors
+        dy_MO = dy_MO.contiguous()
+        dx_MI, dweight_EOI = torch.empty_like(x_MI), torch.empty_like(weight_EOI)
+        for expert, size in enumerate(ctx.sizes):
+            if not size:
+                dweight_EOI[expert] = 0
+        for expert, rows in _rows(ctx.sizes):
+            torch.mm(dy_MO[rows], weight_EOI[expert], out=dx_MI[rows])
+            torch.mm(dy_MO[rows].t(), x_MI[rows], out=dweight_EOI[expert])
+        return dx_MI, dweight_EOI, None
+
+
+def _rows(sizes: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
+    """The experts that have rows, and which."""
+    start = 0
+    for expert, size in enumerate(sizes):
+        if size:
+            yield expert, slice(start, start + size)
+        start += size

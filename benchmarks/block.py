@@ -108,7 +108,7 @@ def ours(size: Size, kind: str, form: str, window: Window) -> Call:
         ctx = ctx._replace(v_first_BTD=first_BTD)
         wanted.append(first_BTD)
     state = block.init_state(window.rows, device=torch.device("cpu"), dtype=torch.float32)
-    return _forward_backward(lambda: function(x_BTD, state, ctx)[0], wanted)
+    return forward_backward(lambda: function(x_BTD, state, ctx)[0], wanted)
 
 
 def llama(size: Size, form: str, window: Window) -> Call:
@@ -127,7 +127,7 @@ def llama(size: Size, form: str, window: Window) -> Call:
         found: Tensor = y_BTD if isinstance(y_BTD, Tensor) else y_BTD[0]
         return found
 
-    return _forward_backward(forward, [x_BTD, *layer.parameters()])
+    return forward_backward(forward, [x_BTD, *layer.parameters()])
 
 
 def _inputs(size: Size, window: Window) -> tuple[nn.Parameter, Tensor]:
@@ -137,7 +137,7 @@ def _inputs(size: Size, window: Window) -> tuple[nn.Parameter, Tensor]:
     return x_BTD, torch.arange(window.tokens).expand(window.rows, -1)
 
 
-def _forward_backward(forward: Callable[[], Tensor], wanted: Sequence[Tensor]) -> Call:
+def forward_backward(forward: Callable[[], Tensor], wanted: Sequence[Tensor]) -> Call:
     """Output and gradients, both under the precision of training."""
 
     def call() -> None:

@@ -49,5 +49,6 @@ MENU: dict[str, Benchmark] = {
         ),
         Benchmark("prefill", "reading 16384 tokens, and its memory", ("transformers",)),
         Benchmark("long_step", "a training step over 16384 tokens, and its memory"),
+        Benchmark("moe_layer", "a mixture of experts against a dense layer of equal FLOPs"),
     )
 }

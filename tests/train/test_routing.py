@@ -203,3 +203,14 @@ def test_evenness_by_hand() -> None:
     assert num_dead(load_E) == 2
     assert max_vio(torch.zeros(3)) == 0
     assert max_vio(torch.ones(3)) == 0
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_experts_too(folder: Path) -> None:
+    plain = Bench(folder, steps=3, model=model())
+    compiled = Bench(folder, steps=3, model=model(), compile={})
+    plain.fit()
+    compiled.fit()
+    losses = [[event.loss for event in bench.events] for bench in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert plain.trainer.routing.loads == compiled.trainer.routing.loads

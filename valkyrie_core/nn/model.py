@@ -28,6 +28,7 @@ from valkyrie_core.kernels.loss import IGNORED as IGNORED
 from valkyrie_core.kernels.loss import fused_serves, linear_cross_entropy
 from valkyrie_core.nn.block import Norm, StackConfig, build_norm
 from valkyrie_core.nn.layers import Role
+from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.nn.state import NO_DOCUMENT, Ctx, LMState, Routed, enter
 from valkyrie_core.nn.storage_type import store, widened
@@ -206,6 +207,10 @@ class HybridLM(nn.Module):
         # it looks at values (is there padding?), which a compiled graph can't. Said here and not
         # beside it: saying it imports the compiler, which takes a second
         self._enter = torch.compiler.disable(enter)  # type: ignore[no-untyped-call]
+        for module in self.modules():
+            if isinstance(module, MoE):
+                # how many tokens each expert gets is another number at every step
+                module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
         # static shapes: with dynamic ones the bits would depend on what was seen before
         return torch.compile(self.loss, dynamic=False, mode=mode)
 

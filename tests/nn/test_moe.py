@@ -18,7 +18,7 @@ from valkyrie_core.nn.moe.balance import (
     ZLossConfig,
 )
 from valkyrie_core.nn.moe.dispatch import entries
-from valkyrie_core.nn.moe.experts import grouped_linear
+from valkyrie_core.nn.moe.experts import grouped_linear, rounded_up
 from valkyrie_core.nn.moe.gates import (
     Choice,
     NoisyTopK,
@@ -230,14 +230,42 @@ def test_experts_without_tokens_are_no_trouble() -> None:
         assert not parameter.grad[2:].any()
 
 
-@pytest.mark.parametrize("sizes", [(5, 0, 3), (0, 0, 8), (8, 0, 0)])
-def test_grouped_products_equal_torch_s_own(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "sizes", [(5, 0, 3), (0, 0, 8), (8, 0, 0), (33, 1, 70), (17, 17, 17), (130, 2, 3), (1, 1, 1)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_grouped_products_equal_those_of_each_expert(
+    sizes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Also where rows are rounded up, into the next expert's or beyond the last one's."""
+    torch.manual_seed(0)
+    x_MI = torch.randn(sum(sizes), 16, dtype=dtype, requires_grad=True)
+    weight_EOI = torch.randn(3, 24, 16, dtype=dtype, requires_grad=True)
+    pieces = zip(x_MI.split(sizes), weight_EOI, strict=True)
+    expected = torch.cat([F.linear(x, weight) for x, weight in pieces])
+    dy_MO = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (x_MI, weight_EOI), dy_MO)
+    found = grouped_linear(x_MI, weight_EOI, sizes)
+    torch.testing.assert_close(found, expected)
+    grads = torch.autograd.grad(found, (x_MI, weight_EOI), dy_MO)
+    for one, other in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_grouped_products_equal_torch_s_own() -> None:
     torch.manual_seed(0)
     x_MI = torch.randn(8, 16, dtype=torch.bfloat16)
     weight_EOI = torch.randn(3, 24, 16, dtype=torch.bfloat16)
-    stops_E = torch.tensor(sizes).cumsum(0, dtype=torch.int32)
+    stops_E = torch.tensor([5, 5, 8], dtype=torch.int32)
     expected = F.grouped_mm(x_MI, weight_EOI.transpose(1, 2), offs=stops_E)
-    torch.testing.assert_close(grouped_linear(x_MI, weight_EOI, sizes), expected)
+    torch.testing.assert_close(grouped_linear(x_MI, weight_EOI, (5, 0, 3)), expected)
+
+
+def test_rows_are_rounded_to_few_numbers() -> None:
+    rounded = {rounded_up(size) for size in range(1, 4097)}
+    assert len(rounded) < 70
+    for size in range(1, 4097):
+        assert size <= rounded_up(size) < max(size + 16, 1.13 * size)
 
 
 def test_losses_by_hand() -> None:

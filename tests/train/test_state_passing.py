@@ -42,7 +42,8 @@ def tokens(batch: int, time: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_carried_states_give_the_losses_of_the_whole(name: str) -> None:
     """Chunks in training mode, documents ending in the middle, states through a file in between."""
-    model = awake(CONFIGS[name]).train()
+    # some gates draw noise in training
+    model = awake(CONFIGS[name]).train(not name.endswith(("moe-noisy", "moe-switch")))
     read_BT, targets_BT = tokens(2, 36), tokens(2, 36, seed=2)
     doc_BT = torch.zeros(2, 36, dtype=torch.int64)
     doc_BT[0, 14:] = 1  # inside the second chunk

@@ -104,36 +104,75 @@ def grouped_linear(x_MI: Tensor, weight_EOI: Tensor, sizes: tuple[int, ...]) -> 
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Every product goes where it belongs: nothing is cut, joined or added up afterwards."""
+    """Every product goes where it belongs: nothing is cut, joined or added up afterwards.
+
+    In bf16 on a CPU an expert's rows are rounded up to one of few numbers: oneDNN makes code for
+    every shape that it meets, which takes as long as a small product and is kept, half a megabyte
+    each. What is computed too much is the next expert's, and overwritten by it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, weight_EOI: Tensor, sizes: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x_MI, weight_EOI)
         ctx.sizes = sizes
-        y_MO = x_MI.new_empty(x_MI.shape[0], weight_EOI.shape[1])
-        for expert, rows in _rows(sizes):
-            torch.mm(x_MI[rows], weight_EOI[expert].t(), out=y_MO[rows])
-        return y_MO
+        return _products(x_MI, weight_EOI.mT, sizes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_MO: Tensor) -> tuple[Tensor, Tensor, None]:
         x_MI, weight_EOI = ctx.saved_tensors
         dy_MO = dy_MO.contiguous()
-        dx_MI, dweight_EOI = torch.empty_like(x_MI), torch.empty_like(weight_EOI)
+        dweight_EOI = torch.empty_like(weight_EOI)
         for expert, size in enumerate(ctx.sizes):
             if not size:
                 dweight_EOI[expert] = 0
-        for expert, rows in _rows(ctx.sizes):
-            torch.mm(dy_MO[rows], weight_EOI[expert], out=dx_MI[rows])
-            torch.mm(dy_MO[rows].t(), x_MI[rows], out=dweight_EOI[expert])
-        return dx_MI, dweight_EOI, None
+        for expert, start, size, rounded in _windows(ctx.sizes, x_MI):
+            # rows that are another's count nothing
+            own = _padded(dy_MO, start, size, rounded)
+            window = _window(x_MI, start, size, rounded)
+            torch.mm(own.t(), window, out=dweight_EOI[expert])
+        return _products(dy_MO, weight_EOI, ctx.sizes), dweight_EOI, None
 
 
-def _rows(sizes: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
-    """The experts that have rows, and which."""
+def _products(x_MI: Tensor, weight_EIO: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """[M, O]: the rows of each expert times its matrix."""
+    windows = list(_windows(sizes, x_MI))
+    end = max((start + rounded for _, start, _, rounded in windows), default=0)
+    y_MO = x_MI.new_empty(max(end, x_MI.shape[0]), weight_EIO.shape[2])
+    for expert, start, size, rounded in windows:
+        window = _window(x_MI, start, size, rounded)
+        torch.mm(window, weight_EIO[expert], out=y_MO[start : start + rounded])
+    return y_MO[: x_MI.shape[0]]
+
+
+def _windows(sizes: tuple[int, ...], x_MI: Tensor) -> Iterator[tuple[int, int, int, int]]:
+    """(expert, first row, rows, rows rounded up) of the experts that have any."""
+    rounds = x_MI.dtype == torch.bfloat16 and x_MI.device.type == "cpu"
     start = 0
     for expert, size in enumerate(sizes):
         if size:
-            yield expert, slice(start, start + size)
+            yield expert, start, size, rounded_up(size) if rounds else size
         start += size
+
+
+def rounded_up(size: int) -> int:
+    """A multiple of 16, and of an eighth of the next smaller power of two: 6 % more on average."""
+    grain = max(16, 1 << max(0, size.bit_length() - 4))
+    return -(-size // grain) * grain
+
+
+def _window(x_MI: Tensor, start: int, size: int, rounded: int) -> Tensor:
+    """So many rows from the first one on: an expert's, and whatever follows."""
+    if start + rounded <= x_MI.shape[0]:
+        return x_MI[start : start + rounded]
+    return _padded(x_MI, start, size, rounded)
+
+
+def _padded(x_MI: Tensor, start: int, size: int, rounded: int) -> Tensor:
+    """An expert's rows, and zeros."""
+    rows = x_MI[start : start + size]
+    if rounded == size:
+        return rows
+    padded = x_MI.new_zeros(rounded, x_MI.shape[1])
+    padded[:size] = rows
+    return padded

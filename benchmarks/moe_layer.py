@@ -22,8 +22,7 @@ from valkyrie_core.nn.state import Ctx
 from valkyrie_core.train.allocator import keep_memory
 
 DENSE, EVEN, SKEWED = "dense", "experts", "experts, skewed"
-# within a tenth of the dense layer's time
-GATE = Gate(1 / 1.1)
+GATE = Gate(0.9)
 
 
 class Sizes(NamedTuple):

@@ -45,7 +45,8 @@ def test_validations_and_samples_take_no_more_than_is_planned(tmp_path: Path) ->
         "benchmarks.plan_accuracy", "train_alone", str(tmp_path / "large.json"), 2
     )
     assert real - report.bytes.held > 100 << 20
-    assert report.bytes.process_peak == pytest.approx(real, rel=0.15)
+    # a validation of eight windows would be half as much again
+    assert report.bytes.process_peak == pytest.approx(real, rel=0.3), (report.bytes, real)
 
 
 def test_a_sample_is_drawn_with_a_copy_of_the_weights() -> None:

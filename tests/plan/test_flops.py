@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.plan.recipes import TINY, name
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.moe import experts
 from valkyrie_core.nn.moe.gates import TopPConfig
 from valkyrie_core.nn.state import num_bytes
 from valkyrie_core.nn.state_format import settle
@@ -30,14 +32,13 @@ def assert_counted(
     predicted = sum(flops.training_flops(weightless(config), context_len).values())
     vocabulary = config.vocab_size or 0
     tokens_BT = torch.randint(0, vocabulary, (2, context_len))
-    counted = count_step(model, tokens_BT, precision) / tokens_BT.numel()
+    # what experts compute too much, to have few shapes, is no work of the model
+    with mock.patch.object(experts, "rounded_up", lambda size: size):
+        counted = count_step(model, tokens_BT, precision) / tokens_BT.numel()
     gates = {getattr(block.ffn, "gate", None) for block in config.core.blocks.values()}
     if any(isinstance(gate, TopPConfig) for gate in gates):
         # how many experts a token takes is known when it is there: the formula has the most
-        assert 0.5 * predicted < counted <= 2 * predicted
-    elif None not in gates and precision == "bf16":
-        # rows of experts are rounded up
-        assert predicted <= counted < 2 * predicted
+        assert 0.5 * predicted < counted <= (1 + rel) * predicted
     else:
         assert predicted == pytest.approx(counted, rel=rel)
 

@@ -35,14 +35,7 @@ class Muon(torch.optim.Muon):
             return loss
         if closure is not None:
             raise ValueError("a closure is not supported where bf16 is only emulated")
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-                _update(parameter, parameter.grad, state["momentum_buffer"], group, torch.float32)
+        _update_all(self)
         return None
 
 
@@ -76,17 +69,22 @@ class StackedMuon(torch.optim.Optimizer):
         """One update of every stack that has a gradient."""
         if closure is not None:
             raise ValueError("a closure is not supported")
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-                hardware = supports_bf16(parameter.device.type)
-                iterated = torch.bfloat16 if hardware else torch.float32
-                _update(parameter, parameter.grad, state["momentum_buffer"], group, iterated)
+        _update_all(self)
         return None
+
+
+def _update_all(optimizer: torch.optim.Optimizer) -> None:
+    """One update of everything that has a gradient, in bf16 where the hardware computes in it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = optimizer.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            hardware = supports_bf16(parameter.device.type)
+            dtype = torch.bfloat16 if hardware else torch.float32
+            _update(parameter, parameter.grad, state["momentum_buffer"], group, dtype)
 
 
 def _update(

@@ -23,8 +23,8 @@ def test_peak_of_a_real_training(path: Path) -> None:
     assert predicted == pytest.approx(real, rel=0.2)
 
 
-def test_validations_and_samples_take_no_more_than_is_planned(tmp_path: Path) -> None:
-    """At a size where tensors are most of a process, and a validation could be the largest."""
+def test_validations_and_samples_take_no_more_than_a_step(tmp_path: Path) -> None:
+    """At a size where eight windows at once would be half as much again."""
     overrides = [
         "model.dim=256",
         "model.core.repeat=2",
@@ -32,21 +32,18 @@ def test_validations_and_samples_take_no_more_than_is_planned(tmp_path: Path) ->
         "train.grad_accum_steps=4",
         "train.context_len=2048",
         "train.steps=2",
-        "train.eval_tokens=16384",
         "train.activation_checkpointing=true",
-        "train.sample_prompts=[The]",
     ]
-    recipe = Recipe.load("tiny/hybrid", overrides)
-    report = runs.plan(recipe)
-    assert report.bytes.process_peak is not None
-    assert report.bytes.held is not None
-    recipe.save(tmp_path / "large.json")
-    real, _, _ = alone.call(
-        "benchmarks.plan_accuracy", "train_alone", str(tmp_path / "large.json"), 2
-    )
-    assert real - report.bytes.held > 100 << 20
-    # a validation of eight windows would be half as much again
-    assert report.bytes.process_peak == pytest.approx(real, rel=0.3), (report.bytes, real)
+    peaks = []
+    for name, asked in (
+        ("long", ["train.eval_tokens=16384", "train.sample_prompts=[The]"]),
+        ("short", ["train.eval_tokens=256", "train.sample_prompts=[]"]),
+    ):
+        file = tmp_path / f"{name}.json"
+        Recipe.load("tiny/hybrid", [*overrides, *asked]).save(file)
+        peak, _, _ = alone.call("benchmarks.plan_accuracy", "train_alone", str(file), 2)
+        peaks.append(peak)
+    assert peaks[0] < 1.1 * peaks[1]
 
 
 def test_a_sample_is_drawn_with_a_copy_of_the_weights() -> None:

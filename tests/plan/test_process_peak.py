@@ -35,11 +35,11 @@ def test_validations_and_samples_take_no_more_than_a_step(tmp_path: Path) -> Non
         "train.activation_checkpointing=true",
     ]
     peaks = []
-    for name, asked in (
+    for length, asked in (
         ("long", ["train.eval_tokens=16384", "train.sample_prompts=[The]"]),
         ("short", ["train.eval_tokens=256", "train.sample_prompts=[]"]),
     ):
-        file = tmp_path / f"{name}.json"
+        file = tmp_path / f"{length}.json"
         Recipe.load("tiny/hybrid", [*overrides, *asked]).save(file)
         peak, _, _ = alone.call("benchmarks.plan_accuracy", "train_alone", str(file), 2)
         peaks.append(peak)

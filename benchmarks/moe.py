@@ -5,7 +5,8 @@
 
 A queue that outlives an interruption: one training is one process of one thread, `--processes` of
 them at a time, and goes on from its checkpoint. All arms have the recipe `moe`'s texts, steps and
-seeds, and a router's arms its parameters too.
+seeds, and a router's arms its parameters too. What a step takes is measured first, all arms side by
+side; it also says how many steps a dense model makes in the time of the experts.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import result, tables
+from benchmarks import quiet, result, tables
+from benchmarks.jobs import run_jobs
+from benchmarks.timing import Call, side_by_side
 from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.page import estimate
 from valkyrie_core.allocate.statistics import difference, mean_of
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import StoppedError, ValkyrieError
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.report import Estimate
+from valkyrie_core.train.after_backward import StepAfterBackward
+from valkyrie_core.train.optim import build_optimizers
+from valkyrie_core.train.routing import Routing
 from valkyrie_core.train.storage import Storage
 
 log = logging.getLogger("valkyrie")
@@ -38,6 +42,8 @@ RECIPE = "moe"
 SEEDS = (0, 1, 2)
 PAGE = result.ROOT / "docs" / "moe.md"
 FOLDER = result.RESULTS / "moe"
+SPEED = "speed.json"
+ROUNDS = 9
 NAME = "moe"
 
 
@@ -48,10 +54,14 @@ class Arm(NamedTuple):
     ffn: dict[str, str]
     """Keys of the experts' section that differ from the recipe's; without experts: all of it."""
     dense: bool = False
+    seconds_of: str | None = None
+    """As many steps as take the seconds of this arm; None: the recipe's."""
 
 
 AUX = "[{type: aux, coefficient: 0.01}]"
 BIAS = "[{type: bias, rate: 0.01}]"
+# 8/3 x 64 channels, rounded: as wide as a token's two experts together
+DENSE = "{type: swiglu, hidden_dim: 192}"
 ARMS = {
     "none": Arm("no balance", {"balance": "[]"}),
     "aux": Arm("auxiliary loss", {"balance": AUX}),
@@ -68,10 +78,8 @@ ARMS = {
         "top-p (mass 0.3, at most 4) and bias",
         {"gate": "{type: top_p, mass: 0.3, max_experts: 4}", "balance": BIAS},
     ),
-    # 8/3 x 64 channels, rounded: as wide as a token's two experts together
-    "dense": Arm(
-        "dense, equal FLOPs for a token", {"": "{type: swiglu, hidden_dim: 192}"}, dense=True
-    ),
+    "dense": Arm("dense, equal FLOPs for a token", {"": DENSE}, dense=True),
+    "dense_seconds": Arm("dense, equal seconds", {"": DENSE}, dense=True, seconds_of="bias"),
 }
 
 
@@ -96,7 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
             prepare(Recipe.load(RECIPE).data)
             # one seed after the other, so that an interrupted study has whole seeds
             left = [(a, s) for s in options.seeds for a in options.arms if not _file(a, s).exists()]
-            _queue(left, options.processes, options.runs_dir)
+            if not (FOLDER / SPEED).exists():
+                _measure_speed(options.runs_dir)
+            module = "benchmarks.moe"
+            run_jobs(module, left, processes=options.processes, runs_dir=options.runs_dir)
         _write_page()
     except KeyboardInterrupt:
         log.warning("stopped; go on with: python -m benchmarks.moe")
@@ -114,28 +125,6 @@ def _file(arm: str, seed: int) -> Path:
     return FOLDER / f"{arm}-{seed}.json"
 
 
-def _queue(left: Sequence[tuple[str, int]], processes: int, runs_dir: Path) -> None:
-    """Trainings in processes of their own; Ctrl-C reaches them too, and they save."""
-    waiting, busy = list(left), {}
-    while waiting or busy:
-        while waiting and len(busy) < processes:
-            arm, seed = waiting.pop(0)
-            command = [sys.executable, "-m", "benchmarks.moe", "--one", arm, str(seed)]
-            command += ["--runs-dir", str(runs_dir)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            busy[arm, seed] = subprocess.Popen(
-                command, env=environment, cwd=result.ROOT, stderr=subprocess.DEVNULL
-            )
-        for job, process in list(busy.items()):
-            if process.poll() is None:
-                continue
-            del busy[job]
-            if process.returncode:
-                raise StoppedError(f"{job[0]}, seed {job[1]} ended with {process.returncode}")
-            log.info("%s, seed %d is done; %d left", *job, len(waiting) + len(busy))
-        time.sleep(0.5)
-
-
 def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
     """The recipe of one training."""
     overrides = [f"name={NAME}-{arm}-{seed}", f"seed={seed}", f"runs_dir={runs_dir}"]
@@ -145,7 +134,68 @@ def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
             f"{section}.{key}={value}" if key else f"{section}={value}"
             for key, value in ARMS[arm].ffn.items()
         ]
-    return Recipe.load(RECIPE, overrides)
+    recipe = Recipe.load(RECIPE, overrides)
+    other = ARMS[arm].seconds_of
+    if other is None:
+        return recipe
+    steps = round(recipe.train.steps * _step_ms()[other] / _step_ms()[arm])
+    return Recipe.load(RECIPE, [*overrides, f"train.steps={steps}"])
+
+
+def _step_ms() -> dict[str, float]:
+    """Milliseconds of a step by arm."""
+    try:
+        content = json.loads((FOLDER / SPEED).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValkyrieError(
+            f"what a step takes was not measured: {error}", hint="python -m benchmarks.moe"
+        ) from None
+    return {str(arm): float(value) for arm, value in content["milliseconds"].items()}
+
+
+def _measure_speed(runs_dir: Path) -> None:
+    """What a step of every arm takes, on one thread as they are trained."""
+    if (noise := quiet.disturbance()) is not None:
+        log.warning("%s", noise)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        arms = {arm: one for arm, one in ARMS.items() if one.seconds_of is None}
+        calls = {arm: _step(arm_recipe(arm, 0, runs_dir)) for arm in arms}
+        timings = side_by_side(
+            calls, repeats=ROUNDS, sample_seconds=1, announce=lambda text: log.info("%s", text)
+        )
+        measured = {arm: 1000 * timing.spread.median for arm, timing in timings.items()}
+        for arm, one in ARMS.items():
+            if one.seconds_of is not None:
+                measured[arm] = measured["dense"]
+        content = {"milliseconds": measured, "origin": result.origin()._asdict()}
+    finally:
+        torch.set_num_threads(threads)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    Storage().replace_json(FOLDER / SPEED, content)
+
+
+def _step(recipe: Recipe) -> Call:
+    """A step of a training over tokens drawn at random."""
+    torch.manual_seed(0)
+    model, train = HybridLM(recipe.model), recipe.train
+    optimizers = build_optimizers(train.optimizer, model)
+    update = StepAfterBackward(model, optimizers, train.clip_grad_norm, RuntimeError)
+    routing = Routing(model, optimizers)
+    shape = (train.batch_size, train.context_len + 1)
+    windows_BT = torch.randint(recipe.data.tokenizer.vocab_size, shape)
+
+    def call() -> None:
+        routing.restart()
+        state = model.init_state(train.batch_size)
+        loss, _, told = model.loss(windows_BT[:, :-1], windows_BT[:, 1:], state)
+        torch.autograd.backward(loss)
+        routing.add(told, 1.0)
+        update.finish(float(loss.detach()))
+        routing.finish()
+
+    return call
 
 
 def _train(arm: str, seed: int, runs_dir: Path) -> None:
@@ -183,19 +233,26 @@ def _train(arm: str, seed: int, runs_dir: Path) -> None:
 
 
 def _write_page() -> None:
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    paths = [_file(arm, seed) for arm in ARMS for seed in SEEDS]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     if not found:
         raise ValkyrieError("there is no result yet", hint="python -m benchmarks.moe")
-    text = tables.put(PAGE.read_text(encoding="utf-8"), NAME, balance_table(found))
+    body = balance_table(found, _step_ms())
+    text = tables.put(PAGE.read_text(encoding="utf-8"), NAME, body)
     PAGE.write_text(text, encoding="utf-8")
 
 
-def balance_table(found: Sequence[dict[str, Any]]) -> str:
-    """What was found, arm by arm, and every arm against the one without balance."""
+def balance_table(found: Sequence[dict[str, Any]], step_ms: dict[str, float]) -> str:
+    """What was found, arm by arm; every arm against the one without balance; dense models against
+    experts.
+    """
     by_arm = {arm: [one for one in found if one["arm"] == arm] for arm in ARMS}
     by_arm = {arm: own for arm, own in by_arm.items() if own}
+    routed = [arm for arm in by_arm if not ARMS[arm].dense]
+    dense = [arm for arm in by_arm if ARMS[arm].dense]
     corpora = list(found[0]["bpb_by_corpus"])
-    heads = ["arm", "seeds", "MaxVio", "dead", "effective", "bits per byte", *corpora, "seconds"]
+    heads = ["arm", "seeds", "MaxVio", "dead", "effective", "bits per byte", *corpora]
+    heads += ["steps", "ms a step"]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for arm, own in by_arm.items():
         routing = [_over_layers(own, key) for key in ("max_vio", "dead", "effective_experts")]
@@ -203,9 +260,10 @@ def balance_table(found: Sequence[dict[str, Any]]) -> str:
             f"| {ARMS[arm].title} | {len(own)} | {routing[0]} | {routing[1]} | {routing[2]} | "
             f"{_text([one['bpb'] for one in own], 4)} | "
             + " | ".join(_text([one["bpb_by_corpus"][name] for one in own], 3) for name in corpora)
-            + f" | {mean_of([one['seconds'] for one in own]).value:.0f} |"
+            + f" | {own[0]['steps']:,} | {step_ms[arm]:.0f} |"
         )
-    return "\n".join([*lines, "", *_against("none", by_arm), "", _where(found)])
+    against = [_against("none", by_arm, routed), _against("bias", by_arm, dense)]
+    return "\n".join([*lines, "", *filter(None, against), "", _where(found)])
 
 
 def _over_layers(own: Sequence[dict[str, Any]], key: str) -> str:
@@ -216,20 +274,21 @@ def _over_layers(own: Sequence[dict[str, Any]], key: str) -> str:
     return _text(means, 2)
 
 
-def _against(base: str, by_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _against(base: str, by_arm: dict[str, list[dict[str, Any]]], arms: Sequence[str]) -> str | None:
     """Differences of the loss, paired by seed."""
-    if base not in by_arm:
-        return []
-    reference = {one["seed"]: one["bpb"] for one in by_arm[base]}
+    reference = {one["seed"]: one["bpb"] for one in by_arm.get(base, ())}
     parts = []
-    for arm, own in by_arm.items():
+    for arm in arms:
+        own = by_arm[arm]
         pairs = [(one["bpb"], reference[one["seed"]]) for one in own if one["seed"] in reference]
         if arm == base or len(pairs) < 2:
             continue
         mean = difference([a for a, _ in pairs], [b for _, b in pairs])
         sure = "" if mean.reaches_zero else " (surely)"
-        parts.append(f"{arm} {mean.value:+.4f} ± {mean.half_width:.4f}{sure}")
-    return [f"- bits per byte against {ARMS[base].title}, paired by seed: {'; '.join(parts)}"]
+        parts.append(f"{ARMS[arm].title} {mean.value:+.4f} ± {mean.half_width:.4f}{sure}")
+    if not parts:
+        return None
+    return f"- bits per byte against {ARMS[base].title}, paired by seed: {'; '.join(parts)}"
 
 
 def _text(values: Sequence[float], digits: int) -> str:
@@ -243,8 +302,8 @@ def _where(found: Sequence[dict[str, Any]]) -> str:
     return (
         "Means and Student's 95 % intervals over the seeds; routing on held-out text, mean over "
         f"layers. {min(sizes):,} to {max(sizes):,} parameters, {found[0]['steps']:,} steps, "
-        f"{found[0]['tokens']:,} tokens. {origin['processor']}, one thread a training, two at a "
-        f"time, {origin['date']}."
+        f"{found[0]['tokens']:,} tokens. {origin['processor']}, {found[0]['precision']}, one "
+        f"thread a training, two at a time, {origin['date']}. Steps were timed alone, side by side."
     )
 
 

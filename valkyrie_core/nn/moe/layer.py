@@ -200,9 +200,10 @@ class MoE(nn.Module):
             )
         )
         due = (self.starved_E >= config.window).nonzero()[:, 0].tolist()
-        sources = load_E.sort(descending=True, stable=True).indices.tolist()
-        # of the busier half only, each once
-        pairs = list(zip(due, sources[: max(1, len(sources) // 2)], strict=False))
+        # experts with a fair load at least, each once: what is due waits for the next step's
+        busy = int((load_E >= load_E.mean()).sum())
+        sources = load_E.sort(descending=True, stable=True).indices[:busy].tolist()
+        pairs = list(zip(due, sources, strict=False))
         for expert, source in pairs:
             for weight_E in self.rows_of_experts():
                 copied = weight_E[source]

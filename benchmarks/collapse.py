@@ -1,0 +1,240 @@
+"""Experts that were left to die: how long until all work again, with and without `revive`.
+
+    python -m benchmarks.collapse               # trains what is missing, writes the table
+    python -m benchmarks.collapse --tables      # only writes docs/moe.md anew
+
+The recipe `moe` is trained while a bias sends every token to the same two of sixteen experts, in
+every layer; after 300 steps the bias is taken away, and the balance of each arm is all there is. A
+queue that outlives an interruption by whole trainings: one takes about two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from benchmarks import result, tables
+from benchmarks.jobs import run_jobs
+from valkyrie_core import Recipe, runs
+from valkyrie_core.allocate.statistics import mean_of
+from valkyrie_core.data.dataset import prepare
+from valkyrie_core.errors import ValkyrieError
+from valkyrie_core.nn.moe.layer import MoE
+from valkyrie_core.train.routing import num_dead
+from valkyrie_core.train.storage import Storage
+
+log = logging.getLogger("valkyrie")
+
+RECIPE = "moe"
+SEEDS = (0, 1, 2)
+HELD = 300
+"""Steps in which the router is biased."""
+AFTER = 500
+"""Steps that are watched afterwards."""
+FAVOURED = 2
+"""Experts that get all tokens meanwhile."""
+FEW = 0.05
+"""Recovered: less than this share of all experts is dead ..."""
+ROWS = 5
+"""... in so many logged steps, one after the other."""
+LOG_EVERY = 5
+PAGE = result.ROOT / "docs" / "moe.md"
+FOLDER = result.RESULTS / "collapse"
+NAME = "collapse"
+
+
+class Arm(NamedTuple):
+    """What keeps experts in use."""
+
+    title: str
+    balance: str
+    revive: bool
+
+
+BALANCES = {
+    "none": ("no balance", "[]"),
+    "aux": ("auxiliary loss", "[{type: aux, coefficient: 0.01}]"),
+    "bias": ("bias, loss-free", "[{type: bias, rate: 0.01}]"),
+}
+ARMS = {
+    name + ("_revive" if revive else ""): Arm(title, balance, revive)
+    for name, (title, balance) in BALANCES.items()
+    for revive in (False, True)
+}
+
+
+class Hold:
+    """Biases the routers of every layer that trains towards its first experts, for so many steps.
+
+    What moved a bias meanwhile is undone, and `revive` counts from the release on: no arm works
+    against the collapse before it is there.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._done: dict[int, int] = {}
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module, _inputs: Any) -> None:
+        """Before a forward pass of any module."""
+        if not isinstance(module, MoE) or not module.training:
+            return
+        done = self._done[id(module)] = self._done.get(id(module), 0) + 1
+        if done > self.steps + 1:
+            return
+        for router in module.each_router:
+            router.bias_E.zero_()
+            if done <= self.steps:
+                router.bias_E[:FAVOURED] = 100.0
+        if module.config.revive is not None:
+            module.starved_E.zero_()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains what is missing, then writes the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.collapse", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--tables", action="store_true", help="train nothing, write the page")
+    parser.add_argument("--processes", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help="this training, here")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        if options.one:
+            _train(options.one[0], int(options.one[1]), options.runs_dir)
+            return 0
+        if not options.tables:
+            prepare(Recipe.load(RECIPE).data)
+            left = [(a, s) for s in options.seeds for a in options.arms if not _file(a, s).exists()]
+            module = "benchmarks.collapse"
+            run_jobs(module, left, processes=options.processes, runs_dir=options.runs_dir)
+        _write_page()
+    except KeyboardInterrupt:
+        log.warning("stopped; go on with: python -m benchmarks.collapse")
+        return 130
+    except ValkyrieError as error:
+        log.error("%s; go on with: python -m benchmarks.collapse", error)
+        return error.exit_code
+    return 0
+
+
+def _file(arm: str, seed: int) -> Path:
+    return FOLDER / f"{arm}-{seed}.json"
+
+
+def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
+    """The recipe of one training."""
+    own = ARMS[arm]
+    overrides = [
+        f"name={NAME}-{arm}-{seed}",
+        f"seed={seed}",
+        f"runs_dir={runs_dir}",
+        f"train.steps={HELD + AFTER}",
+        f"train.eval_every={HELD + AFTER}",
+        f"train.log_every={LOG_EVERY}",
+    ]
+    for block in Recipe.load(RECIPE).model.core.blocks:
+        section = f"model.core.blocks.{block}.ffn"
+        overrides.append(f"{section}.balance={own.balance}")
+        if own.revive:
+            overrides.append(f"{section}.revive={{}}")
+    return Recipe.load(RECIPE, overrides)
+
+
+def _train(arm: str, seed: int, runs_dir: Path) -> None:
+    torch.set_num_threads(1)
+    recipe = arm_recipe(arm, seed, runs_dir)
+    folder = runs_dir / recipe.name
+    # the hold counts steps of this process: a training that was stopped starts anew
+    shutil.rmtree(folder, ignore_errors=True)
+    hook = register_module_forward_pre_hook(Hold(HELD))
+    try:
+        trained = runs.train(recipe)
+    finally:
+        hook.remove()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
+    logged = [row for row in rows if row["kind"] == "train"]
+    content: dict[str, Any] = {
+        "arm": arm,
+        "seed": seed,
+        "dead": {row["step"]: _dead_share(row["load"]) for row in logged},
+        "revived": sum(len(row["revived"]) for row in logged),
+        "bpb": trained.val_bpb,
+        "origin": result.origin()._asdict(),
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    Storage().replace_json(_file(arm, seed), content)
+
+
+def _dead_share(load: dict[str, list[int]]) -> float:
+    dead = sum(num_dead(torch.tensor(one, dtype=torch.float64)) for one in load.values())
+    return dead / sum(map(len, load.values()))
+
+
+def recovered_after(dead: dict[int, float]) -> int | None:
+    """Steps from the release to the first of `ROWS` rows with few dead experts; None: never."""
+    steps = sorted(step for step in dead if step > HELD)
+    for index in range(len(steps) - ROWS + 1):
+        if all(dead[step] < FEW for step in steps[index : index + ROWS]):
+            return steps[index] - HELD
+    return None
+
+
+def _write_page() -> None:
+    paths = [_file(arm, seed) for arm in ARMS for seed in SEEDS]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    if not found:
+        raise ValkyrieError("there is no result yet", hint="python -m benchmarks.collapse")
+    text = tables.put(PAGE.read_text(encoding="utf-8"), NAME, collapse_table(found))
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def collapse_table(found: Sequence[dict[str, Any]]) -> str:
+    """What was found, arm by arm, seed by seed."""
+    lines = [
+        f"| balance | revive | steps until under {FEW:.0%} dead, by seed | dead at the release | "
+        "dead at the end | revived | bits per byte |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for arm, own in ARMS.items():
+        results = [one for one in found if one["arm"] == arm]
+        if not results:
+            continue
+        dead = [{int(step): share for step, share in one["dead"].items()} for one in results]
+        times = [recovered_after(one) for one in dead]
+        bpb = mean_of([one["bpb"] for one in results])
+        width = "" if bpb.half_width is None else f" ± {bpb.half_width:.4f}"
+        lines.append(
+            f"| {own.title} | {'yes' if own.revive else 'no'} | "
+            f"{', '.join('never' if time is None else str(time) for time in times)} | "
+            f"{mean_of([one[HELD] for one in dead]).value:.0%} | "
+            f"{mean_of([one[max(one)] for one in dead]).value:.0%} | "
+            f"{mean_of([one['revived'] for one in results]).value:.0f} | "
+            f"{bpb.value:.4f}{width} |"
+        )
+    origin = found[0]["origin"]
+    lines += [
+        "",
+        f"{HELD} steps held and {AFTER} watched; a row every {LOG_EVERY} steps, and recovered is "
+        f"the first of {ROWS} in a row. Means over seeds, Student's 95 % intervals. "
+        f"{origin['processor']}, {origin['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -193,7 +193,7 @@ def _step(recipe: Recipe) -> Call:
         torch.autograd.backward(loss)
         routing.add(told, 1.0)
         update.finish(float(loss.detach()))
-        routing.finish()
+        routing.finish(1.0)
 
     return call
 

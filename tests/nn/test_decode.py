@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.nn.menu import CONFIGS, VOCAB, awake
+from tests.nn.menu import CONFIGS, MOES, VOCAB, awake, model_config
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.decode import MAX_BATCH
 from valkyrie_core.nn import decode
 from valkyrie_core.nn.decode import Decoder, ModuleStep
+from valkyrie_core.nn.decode_moe import has_step
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
 from valkyrie_core.nn.moe.layer import MoE
@@ -28,6 +29,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     try:
         build.library("decode_rwkv")
         build.library("decode_layers")
+        build.library("decode_moe")
     except build.BuildError as error:
         pytest.skip(str(error))
     return str(request.param)
@@ -115,10 +117,10 @@ def test_fused_steps_equal_their_modules(isa: str, name: str, B: int) -> None:
     decoder = Decoder(model)
     state = model(tokens_BT[:, :3], model.init_state(B)).state
     logits_BTV, state = read_by_steps(decoder, tokens_BT[:, 3:], state)
-    # experts have no native step yet: their layers run as modules
     modules = [step.mixer for step in steps_of(decoder) if isinstance(step, ModuleStep)]
-    assert all(isinstance(mixer, MoE) for mixer in modules)
-    assert len(modules) == sum(isinstance(module, MoE) for module in model.modules())
+    assert all(isinstance(mixer, MoE) and not has_step(mixer) for mixer in modules)
+    without = [m for m in model.modules() if isinstance(m, MoE) and not has_step(m)]
+    assert len(modules) == len(without)
     assert_same(logits_BTV, expected.logits_BTV[:, 3:], 1e-5)
     assert_same(state, expected.state, 1e-5)
 
@@ -335,3 +337,32 @@ def test_rounding_leaves_the_model_as_it_is(weights: Weights) -> None:
     assert twin.embedding.weight is model.embedding.weight
     assert twin.head.weight.dtype == torch.bfloat16
     assert not torch.equal(twin.head.weight.float(), model.head.weight)
+
+
+STEPPED = [name for name in MOES if name.split("-")[1:2] not in (["exchange"], ["chain"])]
+STEPPED = [name for name in STEPPED if "transformer" not in name]
+
+
+@pytest.mark.parametrize(("weights", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-5), ("int8", 2e-3)])
+@pytest.mark.parametrize("name", STEPPED)
+def test_steps_of_experts_equal_their_modules(
+    isa: str, name: str, weights: Weights, tolerance: float
+) -> None:
+    # a width of 40, hidden layers of 12: no multiple of a group; biases that change who is chosen
+    config = model_config("attention-nope", name, layers=2).model_dump()
+    config["dim"] = 40
+    model = awake(HybridLMConfig.model_validate(config)).float().eval()
+    for module in model.modules():
+        if isinstance(module, MoE):
+            assert has_step(module)
+            for router in module.each_router:
+                router.bias_E.normal_(std=0.3)
+    tokens_BT = tokens(5, 16)
+    twin = rounded(model, weights)
+    decoder = Decoder(model, weights)
+    for B in (1, 5):
+        expected = twin(tokens_BT[:B], model.init_state(B))
+        logits_BTV, state = read_by_steps(decoder, tokens_BT[:B], model.init_state(B))
+        assert_same(logits_BTV, expected.logits_BTV, tolerance)
+        assert_same(state, expected.state, tolerance)
+    assert not any(isinstance(step, ModuleStep) for step in steps_of(decoder))

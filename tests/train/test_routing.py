@@ -44,14 +44,20 @@ def layers(bench: Bench) -> list[MoE]:
     return [layer.ffn for layer in bench.model.core.layers]
 
 
-def test_a_bias_moves_against_the_load_of_the_step_before(folder: Path) -> None:
-    bench = Bench(folder, steps=1, model=model())
-    bench.fit()
+@pytest.mark.parametrize(("warmup_steps", "scale"), [(0, 1.0), (4, 0.25)])
+def test_a_bias_moves_against_the_load_of_the_step_before(
+    folder: Path, warmup_steps: int, scale: float
+) -> None:
+    schedule = {"type": "cosine", "warmup_steps": warmup_steps}
+    bench = Bench(folder, steps=4, model=model(), schedule=schedule)
+    bench.trainer.start()
+    bench.trainer.fit(1)
     for index, moe in enumerate(layers(bench)):
         load_E = torch.tensor(bench.trainer.routing.loads[index], dtype=torch.float64)
         # no padding there: four rows of 16 tokens, two experts each
         assert load_E.sum() == 2 * 64
-        expected_E = 0.01 * (load_E.mean() - load_E).sign()
+        # its rate follows that of the weights
+        expected_E = scale * 0.01 * (load_E.mean() - load_E).sign()
         torch.testing.assert_close(moe.routers[0].bias_E.double(), expected_E)
         assert expected_E.abs().sum() > 0
 

@@ -83,6 +83,19 @@ class SwiGLU(ctypes.Structure):
     ]
 
 
+class MoE(ctypes.Structure):
+    """A mixture of SwiGLUs."""
+
+    _fields_ = [
+        *((name, _int) for name in ("dim", "hidden", "experts", "slots", "gate", "normalized")),
+        *((name, _float) for name in ("scale", "mass")),
+        *((name, _int) for name in ("groups", "top_groups", "shared_hidden")),
+        ("norm", Norm),
+        *((name, _pointer) for name in ("router", "confidence", "bias", "gates", "ups", "downs")),
+        *((name, Matrix) for name in ("shared_gate", "shared_up", "shared_down")),
+    ]
+
+
 class Attention(ctypes.Structure):
     """Grouped-query attention."""
 
@@ -215,6 +228,13 @@ def rwkv_library() -> ctypes.CDLL:
     lib = build.library("decode_rwkv")
     for name in ("time_mix", "channel_mix"):
         _declare_scratch(lib, name)
+    return lib
+
+
+def moe_library() -> ctypes.CDLL:
+    """Mixtures of experts. Raises BuildError where they can't be had."""
+    lib = build.library("decode_moe")
+    _declare_scratch(lib, "moe")
     return lib
 
 

@@ -23,7 +23,8 @@ from valkyrie_core.kernels.build import BuildError
 from valkyrie_core.kernels.decode import MAX_BATCH, Queue
 from valkyrie_core.kernels.guard import expect
 from valkyrie_core.nn.block import Block, Stack
-from valkyrie_core.nn.decode_steps import EmbeddingStep, HeadStep, Step, fused
+from valkyrie_core.nn.decode_native import Step
+from valkyrie_core.nn.decode_steps import EmbeddingStep, HeadStep, fused
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import Ctx, LMState
 from valkyrie_core.nn.storage_type import call

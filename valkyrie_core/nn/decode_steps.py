@@ -9,8 +9,6 @@ Shapes: B batch (at most 8), D model, N heads, K key/value heads, H head width, 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +18,16 @@ from valkyrie_core.kernels import decode as kernel
 from valkyrie_core.kernels.arena import Arena
 from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.attention import Attention
+from valkyrie_core.nn.decode_moe import MoEStep, has_step
+from valkyrie_core.nn.decode_native import Native, PackedWeights, Step, eps_of, plain
 from valkyrie_core.nn.ffn import SwiGLU
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.position import rotation
 from valkyrie_core.nn.rwkv import RWKV7, ChannelMix, TimeMixState
 from valkyrie_core.nn.state import Ctx
 from valkyrie_core.nn.weights import Weights
-
-
-class Step(Protocol):
-    """One residual sub-layer for one token; values in, values out."""
-
-    def __call__(
-        self, x_BD: Tensor, state: Any, ctx: Ctx, queue: kernel.Queue
-    ) -> tuple[Tensor, Any, Ctx]:
-        """x + mixer(norm(x)), the state after it, and the context for deeper layers.
-
-        A native step only joins the queue: the numbers are there once it has run.
-        """
-        ...
 
 
 def fused(norm: nn.Module, mixer: nn.Module, weights: Weights, arena: Arena) -> Step | None:
@@ -59,6 +47,8 @@ def fused(norm: nn.Module, mixer: nn.Module, weights: Weights, arena: Arena) -> 
         return ChannelMixStep(norm, mixer, weights, arena)
     if type(mixer) is SwiGLU:
         return SwiGLUStep(norm, mixer, weights, arena)
+    if type(mixer) is MoE and has_step(mixer):
+        return MoEStep(norm, mixer, weights, arena)
     return None
 
 
@@ -70,67 +60,7 @@ def _is_plain(*modules: nn.Module) -> bool:
     )
 
 
-class _Weights:
-    """Packs weights for a structure, and keeps what it points to."""
-
-    def __init__(self, weights: Weights, arena: Arena) -> None:
-        self._weights: Weights = weights
-        self._arena = arena
-        self._kept: list[Tensor] = []
-
-    def matrix(self, weight_RC: Tensor) -> kernel.Matrix:
-        """A matrix, rows by outputs."""
-        packed = kernel.pack(weight_RC, self._weights, self._arena)
-        self._kept += packed.memory
-        return packed.matrix
-
-    def vector(self, x: Tensor) -> int:
-        """A copy, padded with zeros to whole groups."""
-        flat = x.detach().float().flatten()
-        copied = F.pad(flat, (0, -flat.numel() % kernel.GROUP)).clone()
-        self._kept.append(copied)
-        return copied.data_ptr()
-
-    def norm(self, norm: nn.Module) -> kernel.Norm:
-        """A LayerNorm or an RMSNorm."""
-        assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
-        bias = self.vector(norm.bias) if isinstance(norm, nn.LayerNorm) else None
-        return kernel.Norm(self.vector(norm.weight), bias, _eps(norm))
-
-
-def _eps(norm: nn.LayerNorm | nn.RMSNorm) -> float:
-    return torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
-
-
-class _Native:
-    """A structure and its function."""
-
-    def __init__(self, weights: Weights, arena: Arena, lib: ctypes.CDLL, name: str) -> None:
-        self._pack = _Weights(weights, arena)
-        self._step = kernel.address(getattr(lib, name))
-        self._measure: Callable[..., int] = getattr(lib, f"{name}_scratch")
-        self._sizes: dict[tuple[int, int], int] = {}
-        self._at = 0
-
-    def _keep(self, structure: ctypes.Structure) -> None:
-        self._structure = structure
-        self._at = ctypes.addressof(structure)
-
-    def _size(self, queue: kernel.Queue) -> int:
-        """Bytes of scratch memory."""
-        key = (queue.B, queue.threads)
-        size = self._sizes.get(key)
-        if size is None:
-            size = self._sizes[key] = self._measure(self._at, *key)
-        return size
-
-
-def _plain(x: Tensor) -> Tensor:
-    """The same values, contiguous in fp32."""
-    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
-
-
-class TimeMixStep(_Native):
+class TimeMixStep(Native):
     """RWKV-7's time mix."""
 
     def __init__(self, norm: nn.Module, mixer: RWKV7, weights: Weights, arena: Arena) -> None:
@@ -175,7 +105,7 @@ class TimeMixStep(_Native):
         self, x_BD: Tensor, state: TimeMixState, ctx: Ctx, queue: kernel.Queue
     ) -> tuple[Tensor, TimeMixState, Ctx]:
         """See `Step`."""
-        last_BD, wkv_BNHH = _plain(state.shift_BD), _plain(state.wkv_BNHH)
+        last_BD, wkv_BNHH = plain(state.shift_BD), plain(state.wkv_BNHH)
         y_BD, new_last_BD = torch.empty_like(x_BD), torch.empty_like(x_BD)
         new_wkv_BNHH = torch.empty_like(wkv_BNHH)
         v_first, v_BD = ctx.v_first_BTD, None
@@ -183,7 +113,7 @@ class TimeMixStep(_Native):
             v_BD = torch.empty_like(x_BD)
             ctx = ctx._replace(v_first_BTD=v_BD[:, None])
         else:
-            v_first = _plain(v_first)
+            v_first = plain(v_first)
         pointers = (
             x_BD.data_ptr(),
             last_BD.data_ptr(),
@@ -199,7 +129,7 @@ class TimeMixStep(_Native):
         return y_BD, TimeMixState(new_last_BD, new_wkv_BNHH), ctx
 
 
-class ChannelMixStep(_Native):
+class ChannelMixStep(Native):
     """RWKV-7's channel mix."""
 
     def __init__(self, norm: nn.Module, mixer: ChannelMix, weights: Weights, arena: Arena) -> None:
@@ -219,14 +149,14 @@ class ChannelMixStep(_Native):
         self, x_BD: Tensor, state: Tensor, ctx: Ctx, queue: kernel.Queue
     ) -> tuple[Tensor, Tensor, Ctx]:
         """See `Step`."""
-        last_BD = _plain(state)
+        last_BD = plain(state)
         kept = (x_BD, last_BD, torch.empty_like(x_BD), torch.empty_like(x_BD))
         pointers = tuple(tensor.data_ptr() for tensor in kept)
         queue.add(self._step, self._at, pointers, self._size(queue), *kept)
         return kept[2], kept[3], ctx
 
 
-class SwiGLUStep(_Native):
+class SwiGLUStep(Native):
     """SwiGLU; has no state."""
 
     def __init__(self, norm: nn.Module, mixer: SwiGLU, weights: Weights, arena: Arena) -> None:
@@ -252,7 +182,7 @@ class SwiGLUStep(_Native):
         return y_BD, state, ctx
 
 
-class AttentionStep(_Native):
+class AttentionStep(Native):
     """Grouped-query attention; writes into the buffers that the cache makes room in."""
 
     def __init__(self, norm: nn.Module, mixer: Attention, weights: Weights, arena: Arena) -> None:
@@ -264,7 +194,7 @@ class AttentionStep(_Native):
         frequency, scale = (torch.ones(0), 1.0) if turning is None else turning
         self._keep(
             kernel.Attention(
-                *(N * H, N, K, H, turned, _eps(mixer.query_norm)),
+                *(N * H, N, K, H, turned, eps_of(mixer.query_norm)),
                 norm=pack.norm(norm),
                 query=pack.matrix(mixer.query.weight),
                 key=pack.matrix(mixer.key.weight),
@@ -315,8 +245,8 @@ class EmbeddingStep:
 
     def __init__(self, model: HybridLM) -> None:
         self._call = kernel.layers_library().embed
-        self._pack = _Weights("fp32", Arena())
-        self._table_VD = _plain(model.embedding.weight.detach())
+        self._pack = PackedWeights("fp32", Arena())
+        self._table_VD = plain(model.embedding.weight.detach())
         V, D = self._table_VD.shape
         self._structure = kernel.Embedding(
             D, V, self._pack.norm(model.embedding_norm), self._table_VD.data_ptr()
@@ -336,7 +266,7 @@ class EmbeddingStep:
         return x_BD
 
 
-class HeadStep(_Native):
+class HeadStep(Native):
     """The last norm and the output layer: x [B, D] in, logits [B, V] out."""
 
     def __init__(self, model: HybridLM, weights: Weights, arena: Arena) -> None:

@@ -53,7 +53,8 @@ def rounded(model: HybridLM, weights: Weights, precision: Precision = "fp32") ->
         values = (
             kernel.rounded(given.T, weights).T
             if role == "low_rank"
-            else kernel.rounded(given, weights)
+            # experts are stacked: every row has a scale of its own
+            else kernel.rounded(given.flatten(0, -2), weights).view_as(given)
         )
         if precision == "bf16" or given.dtype == torch.bfloat16:
             values = values.bfloat16()

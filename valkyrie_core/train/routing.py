@@ -62,13 +62,17 @@ class Routing:
             self.losses[name] = self.losses.get(name, 0.0) + value * share
         return sum(added.values())
 
-    def finish(self) -> list[Revival]:
-        """Moves biases and replaces starved experts by the loads of the step that is done."""
+    def finish(self, scale: float) -> list[Revival]:
+        """Moves biases and replaces starved experts by the loads of the step that is done.
+
+        Args:
+            scale: of the learning rates in this step; biases move with them, and settle with them.
+        """
         revivals = []
         left = list(self._loads)
         for index, moe in self._layers.items():
             loads, left = left[: moe.config.rounds], left[moe.config.rounds :]
-            moe.balance_by(loads)
+            moe.balance_by(loads, scale)
             load_E = torch.stack(loads).sum(0)
             self.loads[index] = [int(count) for count in load_E]
             for expert, source in moe.revive(load_E):

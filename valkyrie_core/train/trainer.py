@@ -197,7 +197,7 @@ class Trainer:
             self.optimizers.zero_grad()
             rng.restore()
             raise
-        self._feed_back()
+        self._feed_back(scale)
         num_tokens = batch.tokens_BT.numel()
         seconds = time.perf_counter() - started
         goes_on = self.config.state_passing and stage == stage_at(step + 1, self._stages)
@@ -249,8 +249,8 @@ class Trainer:
             "checkpoint is lost",
         )
 
-    def _feed_back(self) -> None:
-        for revival in self.routing.finish():
+    def _feed_back(self, scale: float) -> None:
+        for revival in self.routing.finish(scale):
             self.at.revived.append(list(revival))
             log.info(
                 "step %d: expert %d of layer %d had no work: it is a copy of expert %d now",

@@ -76,7 +76,8 @@ class BiasConfig(Config):
     """A bias on what experts are chosen by, moved after every step against its load error.
 
     Wang et al. 2024 (arXiv 2408.15664). The load is that of the whole batch of the step before:
-    that of the present one would tell a token about later ones. Adds nothing to the loss.
+    that of the present one would tell a token about later ones. Adds nothing to the loss. The rate
+    is scaled as the learning rates are, so that biases settle with the weights.
     """
 
     type: Literal["bias"] = "bias"

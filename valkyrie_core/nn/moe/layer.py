@@ -174,13 +174,17 @@ class MoE(nn.Module):
         return self.experts.up_EHD.shape[1]
 
     @torch.no_grad()
-    def balance_by(self, loads: Sequence[Tensor]) -> None:
-        """Moves the bias of every router against its load of a step that is done."""
+    def balance_by(self, loads: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Moves the bias of every router against its load of a step that is done.
+
+        Args:
+            scale: of the rate; 0: biases stay.
+        """
         for one in self.config.balance:
             if isinstance(one, BiasConfig):
                 for router, load_E in zip(self.each_router, loads, strict=True):
                     error_E = load_E.mean() - load_E
-                    router.bias_E += one.rate * error_E.sign().to(router.bias_E)
+                    router.bias_E += scale * one.rate * error_E.sign().to(router.bias_E)
 
     @torch.no_grad()
     def revive(self, load_E: Tensor) -> list[tuple[int, int]]:

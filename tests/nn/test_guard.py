@@ -11,13 +11,15 @@ from torch import Tensor
 
 from tests.nn.menu import VOCAB, awake, hybrid_config
 from valkyrie_core.infer.engine import Engine
-from valkyrie_core.kernels import wkv7
+from valkyrie_core.kernels import rows, wkv7
 from valkyrie_core.kernels.attention import blocked_attention
 from valkyrie_core.kernels.gated import silu_times
 from valkyrie_core.kernels.loss import linear_cross_entropy
 from valkyrie_core.kernels.norm_rope import norm_rope
 from valkyrie_core.kernels.relu_squared import relu_squared
 from valkyrie_core.kernels.shift_mix import shift_mix
+
+PLACES = torch.arange(6).view(3, 2)
 
 
 def R(*shape: int) -> Tensor:
@@ -60,6 +62,11 @@ WRONG: dict[str, Callable[[], Any]] = {
     "wkv7, decay above 0": lambda: wkv(lambda x: x[1].neg_()),
     "wkv7, decay below -1": lambda: wkv(lambda x: x[1].mul_(9)),
     "silu_times": lambda: silu_times(R(4, 8), R(8)),
+    "spread, places": lambda: rows.spread(R(3, 8), PLACES[:2], 6),
+    "spread, a place": lambda: rows.spread(R(3, 8), PLACES, 5),
+    "spread, type of places": lambda: rows.spread(R(3, 8), PLACES.int(), 6),
+    "blend, weights": lambda: rows.blend(R(6, 8), R(3, 1), PLACES),
+    "blend, a place": lambda: rows.blend(R(5, 8), R(3, 2), PLACES),
     "shift_mix, last": lambda: shift_mix(R(2, 3, 8), R(1, 8), SOURCE, (R(8),)),
     "shift_mix, type": lambda: shift_mix(R(2, 3, 8), bf16(2, 8), SOURCE, (R(8),)),
     "shift_mix, source type": lambda: shift_mix(R(2, 3, 8), R(2, 8), SOURCE.long(), (R(8),)),
@@ -117,6 +124,8 @@ def test_an_empty_window_has_no_garbage_in_its_gradients() -> None:
         lambda x: wkv7(*wkv_inputs()[:2], x, *wkv_inputs()[3:])[0],
         lambda x: relu_squared(x),
         lambda x: silu_times(x, x),
+        lambda x: rows.spread(x.view(30, 8), torch.arange(60).view(30, 2), 60),
+        lambda x: rows.blend(x.view(30, 8), R(15, 2), torch.arange(30).view(15, 2)),
         lambda x: norm_rope(x, R(8), None, None, 1e-5),
     ],
 )

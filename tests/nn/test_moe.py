@@ -213,6 +213,9 @@ def test_entries_are_sorted_and_complete(used: str | None) -> None:
     assert plan.experts_M.tolist() == sorted(plan.experts_M.tolist())
     assert torch.equal(experts_RK[plan.tokens_M, plan.slots_M], plan.experts_M)
     assert torch.bincount(plan.experts_M, minlength=E).tolist() == list(plan.sizes)
+    places_M = plan.places_RK[plan.tokens_M, plan.slots_M]
+    assert torch.equal(places_M, torch.arange(sum(plan.sizes)))
+    assert int((plan.places_RK < 0).sum()) == R * 3 - sum(plan.sizes)
     if used == "none of one":
         assert plan.sizes[2] == 0
 
@@ -244,12 +247,15 @@ def test_grouped_products_equal_those_of_each_expert(
     pieces = zip(x_MI.split(sizes), weight_EOI, strict=True)
     expected = torch.cat([F.linear(x, weight) for x, weight in pieces])
     dy_MO = torch.randn_like(expected)
+    given_MO = dy_MO.clone()
     wanted = torch.autograd.grad(expected, (x_MI, weight_EOI), dy_MO)
     found = grouped_linear(x_MI, weight_EOI, sizes)
     torch.testing.assert_close(found, expected)
     grads = torch.autograd.grad(found, (x_MI, weight_EOI), dy_MO)
     for one, other in zip(grads, wanted, strict=True):
         torch.testing.assert_close(one, other)
+    # what stood in for zeros meanwhile is back
+    assert torch.equal(dy_MO, given_MO)
 
 
 def test_grouped_products_equal_torch_s_own() -> None:

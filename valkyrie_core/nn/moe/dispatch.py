@@ -27,6 +27,8 @@ class Entries(NamedTuple):
     """Entries of every expert."""
     num_slots: int
     """Slots of a token, used or not."""
+    places_RK: Tensor
+    """Which entry a token's slot is; below 0: it is not used."""
 
 
 def entries(choice: Choice, num_experts: int) -> Entries:
@@ -37,7 +39,7 @@ def entries(choice: Choice, num_experts: int) -> Entries:
         # without numbers: every slot is used, and experts alike
         even = [R * K // num_experts + (e < R * K % num_experts) for e in range(num_experts)]
         order_M = torch.arange(R * K, device=flat_M.device)
-        return Entries(order_M // K, order_M % K, flat_M, tuple(even), K)
+        return Entries(order_M // K, order_M % K, flat_M, tuple(even), K, order_M.view(R, K))
     if choice.used_RK is not None:
         # what is not used stands behind the last expert
         flat_M = flat_M.masked_fill(~choice.used_RK.flatten(), num_experts)
@@ -45,11 +47,6 @@ def entries(choice: Choice, num_experts: int) -> Entries:
     sizes = torch.bincount(flat_M, minlength=num_experts + 1)[:num_experts].tolist()
     total = sum(sizes)
     order_M = order_M[:total]
-    return Entries(order_M // K, order_M % K, sorted_M[:total], tuple(sizes), K)
-
-
-def blended(y_MD: Tensor, weights_RK: Tensor, plan: Entries) -> Tensor:
-    """[R, D]: every token's outputs, weighted and summed."""
-    weights_M1 = weights_RK[plan.tokens_M, plan.slots_M][:, None].to(y_MD.dtype)
-    out_RD = y_MD.new_zeros(len(weights_RK), y_MD.shape[1])
-    return out_RD.index_add(0, plan.tokens_M, y_MD * weights_M1)
+    places_M = torch.arange(total, device=order_M.device)
+    places = torch.full_like(flat_M, -1).scatter(0, order_M, places_M)
+    return Entries(order_M // K, order_M % K, sorted_M[:total], tuple(sizes), K, places.view(R, K))

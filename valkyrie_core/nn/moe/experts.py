@@ -6,6 +6,7 @@ Shapes: R tokens, D model, E experts, H hidden, M entries (a token at one of its
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from valkyrie_core.config import Config
+from valkyrie_core.kernels import rows
 from valkyrie_core.kernels.gated import silu_times
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.moe.dispatch import Entries
@@ -64,7 +66,8 @@ class MlpExperts(nn.Module):
     ) -> tuple[Tensor, tuple[()]]:
         """What every entry's expert makes of its token: [M, D]."""
         # rounded before there are several of each
-        return self.mlp(as_computed(x_RD).index_select(0, plan.tokens_M), plan), state
+        x_MD = rows.spread(as_computed(x_RD), plan.places_RK, sum(plan.sizes))
+        return self.mlp(x_MD, plan), state
 
     def mlp(self, x_MD: Tensor, plan: Entries) -> Tensor:
         """[M, D]: every entry by its own expert's SwiGLU."""
@@ -127,10 +130,9 @@ class _GroupedLinear(torch.autograd.Function):
             if not size:
                 dweight_EOI[expert] = 0
         for expert, start, size, rounded in _windows(ctx.sizes, x_MI):
-            # rows that are another's count nothing
-            own = _padded(dy_MO, start, size, rounded)
             window = _window(x_MI, start, size, rounded)
-            torch.mm(own.t(), window, out=dweight_EOI[expert])
+            with _alone(dy_MO, start, size, rounded) as own:
+                torch.mm(own.t(), window, out=dweight_EOI[expert])
         return _products(dy_MO, weight_EOI, ctx.sizes), dweight_EOI, None
 
 
@@ -167,6 +169,21 @@ def _window(x_MI: Tensor, start: int, size: int, rounded: int) -> Tensor:
     if start + rounded <= x_MI.shape[0]:
         return x_MI[start : start + rounded]
     return _padded(x_MI, start, size, rounded)
+
+
+@contextmanager
+def _alone(x_MI: Tensor, start: int, size: int, rounded: int) -> Iterator[Tensor]:
+    """An expert's rows, and zeros; where others follow, they are zeros meanwhile."""
+    if start + rounded > x_MI.shape[0] or rounded == size:
+        yield _padded(x_MI, start, size, rounded)
+        return
+    others = x_MI[start + size : start + rounded]
+    kept = others.clone()
+    others.zero_()
+    try:
+        yield x_MI[start : start + rounded]
+    finally:
+        others.copy_(kept)
 
 
 def _padded(x_MI: Tensor, start: int, size: int, rounded: int) -> Tensor:

@@ -16,9 +16,10 @@ from pydantic import Discriminator, Field, model_validator
 from torch import Tensor, nn
 
 from valkyrie_core.config import Config, MisfitError
+from valkyrie_core.kernels import rows
 from valkyrie_core.nn.ffn import SwiGLU
 from valkyrie_core.nn.moe.balance import Balance, BiasConfig
-from valkyrie_core.nn.moe.dispatch import blended, entries
+from valkyrie_core.nn.moe.dispatch import entries
 from valkyrie_core.nn.moe.exchange import AttendConfig, ChainConfig, Exchange, ExchangeConfig
 from valkyrie_core.nn.moe.experts import MlpConfig
 from valkyrie_core.nn.moe.gates import GateConfig, SoftmaxTopKConfig
@@ -243,7 +244,7 @@ class MoE(nn.Module):
             y_MD, own = self.experts(h_RD, plan, own, ctx)
             if self.exchange is not None:
                 y_MD = self.exchange(y_MD, choice, plan)
-            blend_RD = blended(y_MD, choice.weights_RK, plan)
+            blend_RD = rows.blend(y_MD, choice.weights_RK, plan.places_RK)
             y_RD = blend_RD if y_RD is None else y_RD + blend_RD
             after.append(own)
             ctx = self._told(logits_RE, choice, ctx)

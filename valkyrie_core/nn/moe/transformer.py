@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from valkyrie_core.kernels import rows
 from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.kv_cache import PADDING, KVState
 from valkyrie_core.nn.layers import Role
@@ -79,7 +80,7 @@ class TransformerExperts(MlpExperts):
         self, x_RD: Tensor, plan: Entries, state: KVState, ctx: Ctx
     ) -> tuple[Tensor, KVState]:
         """What every entry's expert makes of its token, the token itself left out: [M, D]."""
-        x_MD = x_RD.index_select(0, plan.tokens_M)
+        x_MD = rows.spread(x_RD, plan.places_RK, sum(plan.sizes))
         normed_MD = self._normed(x_MD, self.attention_gain_ED, plan)
         mixed_MA, state = self._attend(normed_MD, plan, state, ctx)
         y_MD = grouped_linear(mixed_MA, self.output_EDA, plan.sizes).to(x_MD.dtype)

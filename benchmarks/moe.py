@@ -32,6 +32,7 @@ from valkyrie_core.errors import StoppedError, ValkyrieError
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.report import Estimate
 from valkyrie_core.train.after_backward import StepAfterBackward
+from valkyrie_core.train.device import autocast, resolve_precision
 from valkyrie_core.train.optim import build_optimizers
 from valkyrie_core.train.routing import Routing
 from valkyrie_core.train.storage import Storage
@@ -76,7 +77,12 @@ ARMS = {
     ),
     "top_p": Arm(
         "top-p (mass 0.3, at most 4) and bias",
-        {"gate": "{type: top_p, mass: 0.3, max_experts: 4}", "balance": BIAS},
+        {
+            "gate": "{type: top_p, mass: 0.3, max_experts: 4}",
+            "balance": BIAS,
+            # else they would be half as wide, as a token may meet four
+            "expert": "{type: mlp, hidden_dim: 96}",
+        },
     ),
     "dense": Arm("dense, equal FLOPs for a token", {"": DENSE}, dense=True),
     "dense_seconds": Arm("dense, equal seconds", {"": DENSE}, dense=True, seconds_of="bias"),
@@ -180,6 +186,7 @@ def _step(recipe: Recipe) -> Call:
     """A step of a training over tokens drawn at random."""
     torch.manual_seed(0)
     model, train = HybridLM(recipe.model), recipe.train
+    precision = resolve_precision(train.precision, torch.device("cpu"))
     optimizers = build_optimizers(train.optimizer, model)
     update = StepAfterBackward(model, optimizers, train.clip_grad_norm, RuntimeError)
     routing = Routing(model, optimizers)
@@ -189,7 +196,8 @@ def _step(recipe: Recipe) -> Call:
     def call() -> None:
         routing.restart()
         state = model.init_state(train.batch_size)
-        loss, _, told = model.loss(windows_BT[:, :-1], windows_BT[:, 1:], state)
+        with autocast(precision, torch.device("cpu")):
+            loss, _, told = model.loss(windows_BT[:, :-1], windows_BT[:, 1:], state)
         torch.autograd.backward(loss)
         routing.add(told, 1.0)
         update.finish(float(loss.detach()))

@@ -1,0 +1,1 @@
+"""Comparing designs: which one is better, on what evidence, at which cost."""

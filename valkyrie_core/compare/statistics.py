@@ -1,0 +1,230 @@
+"""What the difference of two designs is known to be, over seeds and over items.
+
+Two designs are trained with some seeds each and score the same items (documents, questions). A
+difference has two sources of chance that cross: another seed gives other models, other items ask
+other things. An interval that only knows the items speaks of these very models; one that only knows
+the seeds speaks of these very texts. Here both are resampled (Owen 2007, arXiv 0712.1111), and what
+items and seeds share is not counted twice, as in Clark's quasi-F (1973). A few seeds make a standard
+error that is itself uncertain: Student's distribution, with Satterthwaite's degrees of freedom.
+
+Shapes: S seeds, I items, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Array = npt.NDArray[np.float64]
+LEVEL = 0.95
+"""Of the intervals."""
+POWER = 0.8
+"""With which a difference counts as one that would have been found."""
+RESAMPLES = 4000
+FLIPS = 9999
+MOST_SEEDS = 1000
+BLOCK = 1 << 21
+"""Numbers that are drawn at once."""
+
+
+class Effect(NamedTuple):
+    """A mean difference, and what is known of it. None: one seed and one item can't tell."""
+
+    value: float
+    """Mean over seeds, of items by their weight."""
+    low: float | None
+    """The 95 % interval, over other seeds and other items."""
+    high: float | None
+    p: float | None
+    """Of a difference as large if there were none, over other seeds and other items."""
+    p_items: float | None
+    """The same for these very models and other items: signs of the items are flipped."""
+    standard_error: float | None
+    degrees: float | None
+    """Degrees of freedom of the standard error."""
+    from_seeds: float | None
+    """The share of the squared standard error that comes from the seeds; the rest is the items'."""
+    effect_size: float | None
+    """The mean over the standard deviation of the seeds' means (Cohen's d of pairs)."""
+    detectable: float | None
+    """The smallest true difference that so many seeds and items find with a power of 80 %."""
+    seeds_needed: int | None
+    """Seeds that would find a difference like this one with that power; None: more than 1,000, or
+    more items are needed first."""
+    seeds: int
+    items: int
+
+    @property
+    def found(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+class _Parts(NamedTuple):
+    """Of the squared standard error."""
+
+    seeds: float
+    items: float
+    """Beyond what the seeds' part has of it already."""
+
+
+def effect(differences_SI: Array, weights_I: Array | None = None, *, seed: int = 0) -> Effect:
+    """What differences say that are paired by seed and by item.
+
+    Args:
+        differences_SI: one design's score less the other's.
+        weights_I: what items count, such as their bytes; left out, all alike.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: there is no difference, or one that is not finite.
+    """
+    d_SI = np.asarray(differences_SI, dtype=np.float64)
+    S, num_items = d_SI.shape
+    w_I = np.ones(num_items) if weights_I is None else np.asarray(weights_I, dtype=np.float64)
+    if not d_SI.size or not np.isfinite(d_SI).all() or not np.isfinite(w_I).all():
+        raise ValueError("differences are finite numbers, at least one")
+    if (w_I <= 0).any():
+        raise ValueError("weights are positive")
+    w_I = w_I / w_I.sum()
+    means_S = d_SI @ w_I
+    value = float(means_S.mean())
+    rng = np.random.default_rng([seed, S, num_items])
+    p_items = _flipped(d_SI.mean(0) * w_I, rng) if num_items > 1 else None
+    nothing = Effect(
+        value, None, None, None, p_items, *[None] * 6, seeds=S, items=num_items
+    )
+    # one seed says nothing of others
+    if S < 2:
+        return nothing
+    parts = _resampled(d_SI, w_I, rng)
+    error, degrees = _error(parts, S, num_items)
+    size = None if parts.seeds == 0 else value / math.sqrt(parts.seeds * S)
+    if error == 0:
+        # all pairs are alike to the last bit
+        same = value == 0
+        return nothing._replace(
+            low=value, high=value, p=1.0 if same else 0.0, standard_error=0.0, detectable=0.0
+        )
+    half = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
+    return nothing._replace(
+        low=value - half,
+        high=value + half,
+        p=float(2 * stats.t.sf(abs(value) / error, degrees)),
+        standard_error=error,
+        degrees=degrees,
+        from_seeds=parts.seeds / (parts.seeds + parts.items),
+        effect_size=size,
+        detectable=_detectable(error, degrees),
+        seeds_needed=_seeds_needed(value, parts, S, num_items),
+    )
+
+
+def _resampled(d_SI: Array, w_I: Array, rng: np.random.Generator) -> _Parts:
+    """Variances of the mean when seeds, and when items, are drawn again with replacement."""
+    S, num_items = d_SI.shape
+    means_S, means_I = d_SI @ w_I, d_SI.mean(0)
+    value = float(means_S.mean())
+    drawn_RS = rng.multinomial(S, np.full(S, 1 / S), size=RESAMPLES) / S
+    # of S numbers drawn from S the variance is (S - 1) / S of what it should be
+    seeds = float((drawn_RS @ means_S).var()) * S / (S - 1)
+    if num_items < 2:
+        return _Parts(seeds, 0.0)
+    factor = num_items / (num_items - 1)
+    drawn = []
+    block = max(1, BLOCK // num_items)
+    for start in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - start)
+        drawn_RI = rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=size) * w_I
+        drawn.append((drawn_RI @ means_I) / drawn_RI.sum(1))
+    items = float(np.concatenate(drawn).var()) * factor
+    # what belongs to a seed and an item together is in both; its expectation is known
+    rest_SI = d_SI - means_S[:, None] - means_I + value
+    shared = float((rest_SI**2 @ w_I**2).sum()) * factor / (S - 1) / S
+    return _Parts(seeds, max(0.0, items - shared))
+
+
+def _error(parts: _Parts, S: int, num_items: int) -> tuple[float, float]:
+    """The standard error, and its degrees of freedom by Satterthwaite."""
+    total = parts.seeds + parts.items
+    if total == 0:
+        return 0.0, float(S - 1)
+    spread = parts.seeds**2 / (S - 1) + parts.items**2 / max(1, num_items - 1)
+    return math.sqrt(total), total**2 / spread
+
+
+def _power(true: float, error: float, degrees: float) -> float:
+    """The chance that a true difference is found."""
+    bound = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+    shift = abs(true) / error
+    # beyond this the tails are numbers that no table has
+    if shift > 40:
+        return 1.0
+    above = stats.nct.sf(bound, degrees, shift) + stats.nct.cdf(-bound, degrees, shift)
+    return float(above)
+
+
+def _detectable(error: float, degrees: float) -> float:
+    low, high = 0.0, error
+    while _power(high, error, degrees) < POWER:
+        high *= 2
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _power(middle, error, degrees) < POWER else (low, middle)
+    return high
+
+
+def _seeds_needed(value: float, parts: _Parts, S: int, num_items: int) -> int | None:
+    """The least number of seeds; the items' part stays as it is."""
+
+    def enough(n: int) -> bool:
+        error, degrees = _error(_Parts(parts.seeds * S / n, parts.items), n, num_items)
+        return error == 0 or _power(value, error, degrees) >= POWER
+
+    if not enough(MOST_SEEDS):
+        return None
+    low, high = 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _flipped(parts_I: Array, rng: np.random.Generator) -> float:
+    """The share of random signs that give a sum as far from zero; exact where there are few."""
+    total = abs(float(parts_I.sum()))
+    # the same numbers in another order may differ in their last bits
+    total -= 1e-12 * float(np.abs(parts_I).sum())
+    n = len(parts_I)
+    if n <= 12:
+        codes = np.arange(2**n)[:, None] >> np.arange(n) & 1
+        return float((np.abs((1 - 2 * codes) @ parts_I) >= total).mean())
+    count = 0
+    for _ in range(0, FLIPS, 999):
+        signs = rng.integers(0, 2, (999, n), dtype=np.int8) * 2 - 1
+        count += int((np.abs(signs @ parts_I) >= total).sum())
+    return (1 + count) / (1 + -(-FLIPS // 999) * 999)
+
+
+def mcnemar(left_I: npt.NDArray[np.bool_], right_I: npt.NDArray[np.bool_]) -> float:
+    """The exact two-sided p of two models' right and wrong answers to the same questions."""
+    only_left = int((left_I & ~right_I).sum())
+    only_right = int((~left_I & right_I).sum())
+    if only_left + only_right == 0:
+        return 1.0
+    return float(stats.binomtest(only_left, only_left + only_right).pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The same, corrected for their number (Holm 1979): the chance that any of them errs."""
+    order = sorted(range(len(ps)), key=lambda index: ps[index])
+    corrected, worst = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(order):
+        worst = max(worst, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = worst
+    return corrected

@@ -4,8 +4,10 @@
     python -m benchmarks.collapse --tables      # only writes docs/moe.md anew
 
 The recipe `moe` is trained while a bias sends every token to the same two of sixteen experts, in
-every layer; after 300 steps the bias is taken away, and the balance of each arm is all there is. A
-queue that outlives an interruption by whole trainings: one takes about two minutes.
+every layer, and a loss teaches the routers to want that: a bias alone would leave the other rows of
+a router as they were, and nothing would be left of the collapse without it. After 300 steps both
+are taken away, and the balance of each arm is all there is. A queue that outlives an interruption
+by whole trainings: one takes about two minutes.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from benchmarks import result, tables
 from benchmarks.jobs import run_jobs
@@ -30,6 +36,7 @@ from valkyrie_core.allocate.statistics import mean_of
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.nn.moe.layer import MoE
+from valkyrie_core.nn.moe.router import Router
 from valkyrie_core.train.routing import num_dead
 from valkyrie_core.train.storage import Storage
 
@@ -74,19 +81,45 @@ ARMS = {
 
 
 class Hold:
-    """Biases the routers of every layer that trains towards its first experts, for so many steps.
+    """Holds the routers of every layer that trains at its first experts, for so many steps.
 
-    What moved a bias meanwhile is undone, and `revive` counts from the release on: no arm works
-    against the collapse before it is there.
+    What moved a bias meanwhile is undone, and `revive` counts from the release on. An auxiliary
+    loss is in force all the time; the one that is added here is many times as large.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self._done: dict[int, int] = {}
+        self._losses: list[Tensor] = []
+
+    @contextmanager
+    def everywhere(self) -> Iterator[None]:
+        """In all modules meanwhile."""
+        hooks = [
+            register_module_forward_pre_hook(self._before),
+            register_module_forward_hook(self._after),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _after(self, module: nn.Module, _inputs: Any, output: Any) -> Any:
+        """A router's loss: minus the logarithm of its favoured experts' share; into its layer's."""
+        if isinstance(module, Router) and module.training:
+            share_R = output[1].probs_RE[:, :FAVOURED].sum(1)
+            self._losses.append(-share_R.clamp(min=1e-20).log().mean())
+        if isinstance(module, MoE) and module.training:
+            losses, self._losses = self._losses, []
+            if self._done[id(module)] <= self.steps:
+                y_BTD, state, ctx = output
+                added = tuple(("hold", loss) for loss in losses)
+                return y_BTD, state, ctx._replace(aux=ctx.aux + added)
+        return None
 
     @torch.no_grad()
-    def __call__(self, module: nn.Module, _inputs: Any) -> None:
-        """Before a forward pass of any module."""
+    def _before(self, module: nn.Module, _inputs: Any) -> None:
         if not isinstance(module, MoE) or not module.training:
             return
         done = self._done[id(module)] = self._done.get(id(module), 0) + 1
@@ -161,11 +194,8 @@ def _train(arm: str, seed: int, runs_dir: Path) -> None:
     folder = runs_dir / recipe.name
     # the hold counts steps of this process: a training that was stopped starts anew
     shutil.rmtree(folder, ignore_errors=True)
-    hook = register_module_forward_pre_hook(Hold(HELD))
-    try:
+    with Hold(HELD).everywhere():
         trained = runs.train(recipe)
-    finally:
-        hook.remove()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
     logged = [row for row in rows if row["kind"] == "train"]
     content: dict[str, Any] = {

@@ -42,7 +42,7 @@ def draw_experts(report: ExpertsReport, console: Console) -> None:
     if report.saturation is not None:
         _draw_saturation(report.layers, report.saturation, console)
     for note in report.notes:
-        console.print(f"- {note}")
+        console.print(f"- {safe_line(note)}")
 
 
 def _draw_balance(report: ExpertsReport, console: Console) -> None:
@@ -54,14 +54,14 @@ def _draw_balance(report: ExpertsReport, console: Console) -> None:
             str(layer.layer),
             layer.block,
             layer.gate,
-            f"{layer.top_k} of {layer.num_experts}",
+            f"{_met(layer)} of {layer.num_experts}",
             _number(layer.load_min),
             _number(layer.load_max),
             _number(layer.load_cv),
             _number(layer.max_vio),
             _number(layer.max_vio_per_batch),
             _number(layer.effective_experts),
-            str(len(layer.dead)),
+            "-" if layer.dead is None else str(len(layer.dead)),
             style="bold red" if layer.dead else None,
         )
     console.print(table)
@@ -70,12 +70,23 @@ def _draw_balance(report: ExpertsReport, console: Console) -> None:
         f"batches of {report.batch_windows} windows. Effective: exp of the load's entropy."
     )
     for layer in report.layers:
-        for one in layer.dead:
-            since = "" if one.steps is None else f", for {one.steps} steps of training"
+        for one in layer.dead or ():
+            since = ""
+            if one.steps is not None:
+                since = (
+                    f"; in training for {one.steps} steps" if one.steps else "; alive in training"
+                )
             console.print(
-                f"layer {layer.layer}: expert {one.expert} is dead (load {one.load:.2f}{since})",
+                f"layer {layer.layer}: expert {one.expert} is dead on this text "
+                f"(load {one.load:.2f}{since})",
                 style="bold red",
             )
+
+
+def _met(layer: LayerExperts) -> str:
+    """Experts of a token: the mean where they are not always as many."""
+    mean = f"{layer.experts_per_token:.1f}"
+    return str(layer.top_k) if float(mean) == layer.top_k else mean
 
 
 def _draw_loads(layers: Sequence[LayerExperts], console: Console) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks import collapse
 from valkyrie_core.nn.moe.layer import MoE, MoEConfig
@@ -31,17 +31,18 @@ def test_a_hold_ends() -> None:
     x_BTD = torch.randn(2, 50, 16, generator=torch.Generator().manual_seed(0))
     pos_BT = torch.arange(50).expand(2, -1)
     ctx = Ctx(pos_BT=pos_BT, segment_BT=torch.zeros_like(pos_BT))
-    hook = register_module_forward_pre_hook(collapse.Hold(2))
-    try:
-        loads = []
-        for _ in range(3):
+    loads, losses = [], []
+    with collapse.Hold(2).everywhere():
+        for step in range(4):
             layer.each_router[0].bias_E[3] = 50.0
-            layer.starved_E += 1
-            loads.append(layer(x_BTD, (), ctx)[2].routed[0].load_E)
-        layer.each_router[0].bias_E[3] = 50.0
-        loads.append(layer(x_BTD, (), ctx)[2].routed[0].load_E)
-    finally:
-        hook.remove()
+            if step < 3:
+                layer.starved_E += 1
+            after = layer(x_BTD, (), ctx)[2]
+            loads.append(after.routed[0].load_E)
+            losses.append([float(loss.detach()) for name, loss in after.aux if name == "hold"])
+    # a quarter of eight experts' share is theirs, about
+    assert [len(one) for one in losses] == [1, 1, 0, 0]
+    assert losses[0][0] == pytest.approx(math.log(4), rel=0.3)
     assert [int((load > 0).sum()) for load in loads[:2]] == [collapse.FAVOURED] * 2
     assert int((loads[2] > 0).sum()) > collapse.FAVOURED
     # from then on biases are what training makes of them

@@ -83,6 +83,8 @@ def test_the_report_of_a_run(cli: Cli, copied: Path, monkeypatch: pytest.MonkeyP
     assert "http" not in page
     assert "<script" not in page
     assert page.count("data:image/png;base64,") == 2
+    # to be passed on: it says nothing of this machine's folders
+    assert str(copied.parent) not in page
 
 
 def test_the_object(cli: Cli, copied: Path, domains: list[str]) -> None:
@@ -222,3 +224,64 @@ def test_an_empty_text(cli: Cli, moe_runs: Path, tmp_path: Path) -> None:
     )
     assert outcome.code == 2
     assert "no token" in outcome.err
+
+
+def test_a_text_too_short_to_tell_is_no_gate(cli: Cli, copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("so foul")
+    args = ("experts", str(copied), "--text", str(tmp_path / "short.txt"), "--no-save")
+    assert cli(*args).code == 0
+    outcome = cli(*args, "--fail-on", "dead", "--json")
+    assert outcome.code == 2
+    report: Any = outcome.json
+    assert all(layer["dead"] is None for layer in report["layers"])
+    assert "too short" in report["error"]["message"]
+
+
+def test_a_file_s_name_may_be_anything(cli: Cli, copied: Path, tmp_path: Path) -> None:
+    import os
+
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff $x$\n.txt")
+    Path(odd).write_text("so foul and fair a day I have not seen. " * 60)
+    outcome = cli("experts", str(copied), "--text", odd, *SMALL, "--no-knock-out")
+    assert outcome.code == 0, outcome.err
+    kept = json.loads((copied / "experts.json").read_text())
+    assert kept["domains"][0]["name"] == "\\udcff $x$\n.txt"
+
+
+def test_what_can_not_be_kept_is_told_before_the_work(cli: Cli, copied: Path) -> None:
+    (copied / "experts.html").mkdir()
+    before = {path.name for path in copied.iterdir()}
+    outcome = cli("experts", str(copied), *SMALL)
+    assert outcome.code == 7
+    assert "experts.html is a folder" in outcome.err
+    assert {path.name for path in copied.iterdir()} == before
+
+
+def test_only_files_are_read(cli: Cli, copied: Path, tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/zero")):
+        outcome = cli("experts", str(copied), "--text", str(place), *SMALL)
+        assert outcome.code == 2
+        assert "is no file" in outcome.err
+
+
+def test_one_file_by_two_names_is_one_domain(
+    cli: Cli, copied: Path, domains: list[str], tmp_path: Path
+) -> None:
+    again = str(tmp_path / "a" / ".." / "prose.txt")
+    (tmp_path / "a").mkdir()
+    outcome = cli("experts", str(copied), *domains[:2], "--text", again, *SMALL)
+    assert outcome.code == 2
+    assert "named twice" in outcome.err
+
+
+def test_no_picture_of_another_step_stays(cli: Cli, copied: Path) -> None:
+    assert cli("experts", str(copied), *SMALL, "--no-knock-out").code == 0
+    assert (copied / "experts_over_time.png").exists()
+    metrics = copied / "metrics.jsonl"
+    rows = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] >= 8]
+    metrics.write_text("\n".join(rows) + "\n")
+    assert cli("experts", str(copied), *SMALL, "--no-knock-out").code == 0
+    assert not (copied / "experts_over_time.png").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -24,7 +25,9 @@ def test_an_even_load() -> None:
     assert measures.variation(load_E) == 0
     assert measures.entropy(load_E) == pytest.approx(math.log(4))
     assert measures.effective_experts(load_E) == pytest.approx(4)
-    assert measures.dead(load_E) == []
+    # too few to tell
+    assert measures.dead(load_E) is None
+    assert measures.dead(10 * load_E) == []
 
 
 def test_one_expert_for_all() -> None:
@@ -34,7 +37,7 @@ def test_one_expert_for_all() -> None:
     assert measures.variation(load_E) == pytest.approx(math.sqrt(115.2 / 5) / 2.4)
     assert measures.entropy(load_E) == 0
     assert measures.effective_experts(load_E) == 1
-    assert measures.dead(load_E) == [0, 1, 3, 4]
+    assert measures.dead(100 * load_E) == [0, 1, 3, 4]
 
 
 def test_a_load_between() -> None:
@@ -55,7 +58,7 @@ def test_no_load_is_no_number() -> None:
     assert measures.variation(load_E) is None
     assert measures.entropy(load_E) is None
     assert measures.effective_experts(load_E) is None
-    assert measures.dead(load_E) == []
+    assert measures.dead(load_E) is None
     assert measures.mean_max_vio(np.zeros((2, 3))) is None
 
 
@@ -139,8 +142,7 @@ def test_pairs_are_all_pairs() -> None:
 
 def test_co_activation_by_hand() -> None:
     # loads 2, 2, 2, 2; products 4 for each of 6 pairs; 4 pairs seen: chance is 4 / 6 a pair
-    pairs_EE = measures.pair_counts(choices((0, 1), (1, 0), (2, 3), (2, 3)), 4)
-    found = measures.co_activation(pairs_EE[None])
+    found = measures.co_activation([choices((0, 1), (1, 0), (2, 3), (2, 3))], 4)
     assert found is not None
     assert found[0] == [None, pytest.approx(3), 0, 0]
     assert found[3] == [0, 0, pytest.approx(3), None]
@@ -148,7 +150,7 @@ def test_co_activation_by_hand() -> None:
 
 def test_co_activation_of_every_pair_once_is_one() -> None:
     all_pairs = choices(*((i, j) for i in range(5) for j in range(i)))
-    found = measures.co_activation(measures.pair_counts(all_pairs, 5)[None])
+    found = measures.co_activation([all_pairs], 5)
     assert found is not None
     for i, row in enumerate(found):
         assert row[i] is None
@@ -156,9 +158,8 @@ def test_co_activation_of_every_pair_once_is_one() -> None:
 
 
 def test_co_activation_counts_within_a_round() -> None:
-    first = measures.pair_counts(choices((0, 1), (0, 1)), 4)
-    second = measures.pair_counts(choices((2, 3), (2, 3)), 4)
-    found = measures.co_activation(np.stack([first, second]))
+    rounds = [choices((0, 1), (0, 1)), choices((2, 3), (2, 3))]
+    found = measures.co_activation(rounds, 4)
     assert found is not None
     assert found[0][1] == pytest.approx(1)
     assert found[2][3] == pytest.approx(1)
@@ -167,7 +168,52 @@ def test_co_activation_counts_within_a_round() -> None:
 
 
 def test_no_pairs_no_co_activation() -> None:
-    assert measures.co_activation(measures.pair_counts(choices((0,), (1,)), 2)[None]) is None
+    assert measures.co_activation([choices((0,), (1,))], 2) is None
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.1, 0.1, 0.1), (0.45, 0.45, 0.05, 0.05)])
+def test_a_random_router_with_uneven_loads_is_chance(weights: tuple[float, ...]) -> None:
+    """Where symmetry makes loads decide everything, pairs are what loads say, to the noise."""
+    rng = np.random.default_rng(0)
+    # the two best of logits with Gumbel noise: drawn by weight, without replacement
+    noisy_RE = np.log(weights) + rng.gumbel(size=(200_000, 4))
+    experts_RK = np.argsort(-noisy_RE, axis=1)[:, :2].astype(np.int16)
+    found = measures.co_activation([experts_RK], 4)
+    assert found is not None
+    apart = [value for i, row in enumerate(found) for j, value in enumerate(row) if i != j]
+    if weights[0] == 0.7:
+        assert apart == pytest.approx([1] * 12, abs=0.03)
+    else:
+        # of two kinds of experts loads alone don't tell all: near, not equal
+        assert apart == pytest.approx([1] * 12, abs=0.35)
+
+
+@pytest.mark.parametrize("slots", [2, 3, 5])
+def test_chance_has_the_loads_it_was_fitted_to(slots: int) -> None:
+    load_E = np.array([90, 40, 0, 60, 10, 50, 50])
+    # some tokens meet fewer
+    tokens_K = np.zeros(slots + 1, dtype=np.int64)
+    tokens_K[slots] = (load_E.sum() - 30) // slots
+    tokens_K[1] = load_E.sum() - slots * tokens_K[slots]
+    chance_EE = measures.chance_pairs(load_E, tokens_K)
+    assert chance_EE == pytest.approx(chance_EE.T)
+    assert not chance_EE[2].any()
+    # every token of k experts is k (k - 1) ordered pairs
+    assert chance_EE.sum() == pytest.approx(slots * (slots - 1) * tokens_K[slots])
+
+
+def test_chance_by_counting_all_sets() -> None:
+    weights, tokens = np.array([3.0, 2.0, 1.0, 0.5]), 1000
+    sets = list(itertools.combinations(range(4), 3))
+    worth = np.array([weights[list(one)].prod() for one in sets])
+    share = worth / worth.sum()
+    load_E = np.array([share[[e in one for one in sets]].sum() for e in range(4)]) * tokens
+    expected_EE = np.zeros((4, 4))
+    for one, part in zip(sets, share, strict=True):
+        for i, j in itertools.permutations(one, 2):
+            expected_EE[i, j] += part * tokens
+    found_EE = measures.chance_pairs(load_E, np.array([0, 0, 0, tokens]))
+    assert found_EE == pytest.approx(expected_EE, rel=1e-3)
 
 
 def test_top_tokens_by_hand() -> None:
@@ -251,16 +297,20 @@ def test_pairs_over_chance_are_one_on_average(seed: int, experts: int, slots: in
     slots = min(slots, experts)
     generator = np.random.default_rng(seed)
     keys_RE = generator.random((40, experts)) * generator.random(experts)
-    pairs_EE = measures.pair_counts(keys_RE.argsort(1)[:, :slots].astype(np.int16), experts)
+    experts_RK = keys_RE.argsort(1)[:, :slots].astype(np.int16)
+    pairs_EE = measures.pair_counts(experts_RK, experts)
     assert (pairs_EE == pairs_EE.T).all()
     assert pairs_EE.sum() == 40 * slots**2
-    found = measures.co_activation(pairs_EE[None])
+    found = measures.co_activation([experts_RK], experts)
     if found is None:
         assert slots == 1
         return
-    load_E = pairs_EE.diagonal().astype(float)
-    chance_EE = np.outer(load_E, load_E)
+    chance_EE = measures.chance_pairs(pairs_EE.diagonal(), np.bincount([slots] * 40))
     over_EE = np.array([[0.0 if x is None else x for x in row] for row in found])
     apart = ~np.eye(experts, dtype=bool)
     mean = (over_EE * chance_EE)[apart].sum() / chance_EE[apart].sum()
     assert mean == pytest.approx(1)
+
+
+def test_experts_of_a_token() -> None:
+    assert measures.experts_per_token(choices((0, 1), (2, -1), (3, 0), (1, -1))) == 1.5

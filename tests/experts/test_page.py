@@ -47,6 +47,7 @@ def layer(index: int, experts: int = 3, **changes: object) -> LayerExperts:
         "routing_entropy": 0.9,
         "top1_margin": 0.2,
         "mutual_information": MutualInformation(value=0.3, null_mean=0.1, null_95=None),
+        "experts_per_token": 2.0,
         "co_activation": [[None, 1.0, 0.5], [1.0, None, None], [0.5, None, None]],
         "top_tokens": [
             [TokenLift(token=9, text=HOSTILE, count=5, lift=2.5)],

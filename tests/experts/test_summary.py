@@ -53,7 +53,10 @@ def test_a_perfect_specialist() -> None:
     assert layer.max_vio_per_batch == 3
     assert layer.effective_experts == pytest.approx(2)
     assert layer.load_entropy == pytest.approx(math.log(2) / math.log(4))
-    assert [(one.expert, one.load, one.steps) for one in layer.dead] == [(2, 0, None), (3, 0, None)]
+    assert [(one.expert, one.load, one.steps) for one in layer.dead or ()] == [
+        (2, 0, None),
+        (3, 0, None),
+    ]
     found = layer.mutual_information
     assert found is not None
     assert found.value == pytest.approx(1)
@@ -109,7 +112,7 @@ def test_knock_outs_by_domain() -> None:
     assert one.high[1] is not None
     assert one.low[1] < 0 < one.high[1]
     assert (other.domain, other.change, other.specialisation) == ("b", [0, 0, 0, 0], None)
-    assert [(dead.expert, dead.steps) for dead in layer.dead] == [(2, 9), (3, 0)]
+    assert [(dead.expert, dead.steps) for dead in layer.dead or ()] == [(2, 9), (3, 0)]
 
 
 def test_what_limits_knock_outs_is_said() -> None:

@@ -366,3 +366,14 @@ def test_steps_of_experts_equal_their_modules(
         assert_same(logits_BTV, expected.logits_BTV, tolerance)
         assert_same(state, expected.state, tolerance)
     assert not any(isinstance(step, ModuleStep) for step in steps_of(decoder))
+
+
+def test_a_moved_bias_is_noticed() -> None:
+    # what is made in inference mode counts no changes
+    with torch.inference_mode(False):
+        model = awake(model_config("attention", "moe", layers=1)).float().eval()
+        decoder = Decoder(model)
+        moe = next(module for module in model.modules() if isinstance(module, MoE))
+        assert decoder.is_current(changes_only=True)
+        moe.each_router[0].bias_E[0] += 1
+        assert not decoder.is_current(changes_only=True)

@@ -274,6 +274,27 @@ def test_rows_are_rounded_to_few_numbers() -> None:
         assert size <= rounded_up(size) < max(size + 64, 1.13 * size)
 
 
+@pytest.mark.parametrize("config", [AuxConfig(), ZLossConfig(), ImportanceConfig()])
+def test_losses_of_padding_alone_are_nothing(config: Any) -> None:
+    logits_RE = torch.zeros(0, 4, requires_grad=True)
+    empty = logits_RE.softmax(-1)
+    loss = config.loss(Traffic(logits_RE, empty, empty, torch.zeros(4)))
+    assert float(loss.detach()) == 0
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [SoftmaxTopK(2), SigmoidTopK(2, 1.0), TopP(0.5, 2)],
+    ids=lambda gate: type(gate).__name__,
+)
+def test_weights_that_underflow_are_nothing(gate: Any) -> None:
+    # the best one may not be chosen, and next to it the others are less than any number
+    logits_RE = torch.tensor([[160.0, -160, -160, -160]])
+    barred_E = torch.tensor([-2.0, 0, 0, 0])
+    choice = gate(torch.zeros(1, 3), logits_RE, lambda affinity_RE: affinity_RE + barred_E)
+    assert choice.weights_RK.tolist() == [[0, 0]]
+
+
 def test_losses_by_hand() -> None:
     probs_RE = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
     logits_RE = probs_RE.log()

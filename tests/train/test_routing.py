@@ -124,6 +124,21 @@ def test_an_expert_without_work_becomes_a_noisy_copy_of_the_busiest(folder: Path
     assert moe.starved_E[2] == -4
 
 
+def test_a_gate_s_noise_is_copied_too(folder: Path) -> None:
+    gate = {"type": "noisy_topk", "top_k": 2}
+    bench = Bench(folder, steps=3, model=model(**REVIVE, gate=gate), optimizer=small.MUON)
+    moe = starving(bench, 2)
+    bench.fit()
+    load = bench.trainer.routing.loads[0]
+    noise_ED = moe.routers[0].gate.noise_ED.detach()
+    difference_D = noise_ED[2] - noise_ED[load.index(max(load))]
+    assert 0 < difference_D.norm() < noise_ED[load.index(max(load))].norm()
+    state = bench.trainer.optimizers.state_tensors()
+    moments_ED = state["core.layers.0.ffn.routers.0.gate.noise_ED/exp_avg"]
+    assert not moments_ED[2].any()
+    assert moments_ED.any()
+
+
 def test_without_the_key_nothing_comes_back(folder: Path) -> None:
     bench = Bench(folder, steps=6, model=model(balance=[]))
     starving(bench, 2)

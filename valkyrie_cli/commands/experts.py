@@ -12,7 +12,7 @@ from valkyrie_cli.errors import Failure
 from valkyrie_cli.expert_tables import draw_experts
 from valkyrie_cli.progress import ReadingDisplay
 from valkyrie_cli.render import JsonOption, RunArgument, RunsDirOption, emit, say
-from valkyrie_core.errors import GateError
+from valkyrie_core.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from valkyrie_core.report import ExpertsReport
@@ -85,21 +85,32 @@ def experts(
             progress=display.show,
         )
     data = found.model_dump(mode="json")
-    failed = fail_on == "dead" and found.num_dead > 0
-    if failed:
+    failure = _failure(found) if fail_on == "dead" else None
+    if failure is not None:
         # one object on stdout: the report, and why it is not fine
-        data["error"] = asdict(_failure(found))
+        data["error"] = asdict(failure)
     emit(data, as_json=as_json, human=lambda console: draw_experts(found, console))
     if save:
-        say(f"kept in {place.path}: experts.html, experts.json, experts.png", style="dim")
-    if failed:
-        say(f"error: {_failure(found).message}", style="red")
-        raise typer.Exit(GateError.exit_code)
+        say(f"kept in {place.path}: experts.html, experts.json, experts*.png", style="dim")
+    if failure is not None:
+        say(f"error: {failure.message}", style="red")
+        say(f"hint: {failure.hint}", style="dim")
+        raise typer.Exit(failure.exit_code)
 
 
-def _failure(report: ExpertsReport) -> Failure:
+def _failure(report: ExpertsReport) -> Failure | None:
+    """Why the gate `dead` does not hold, or can't be told to hold."""
+    if not report.num_dead:
+        if report.tells_dead:
+            return None
+        return Failure(
+            type="UsageError",
+            message="the text is too short to say whether an expert is dead",
+            hint="read more: --tokens, or a longer --text",
+            exit_code=UsageError.exit_code,
+        )
     places = ", ".join(
-        f"layer {layer.layer}: {' '.join(str(one.expert) for one in layer.dead)}"
+        f"layer {layer.layer}: {' '.join(str(one.expert) for one in layer.dead or ())}"
         for layer in report.layers
         if layer.dead
     )

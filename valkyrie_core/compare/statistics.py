@@ -2,9 +2,9 @@
 
 Two designs are trained with some seeds each and score the same items (documents, questions). A
 difference has two sources of chance that cross: another seed gives other models, other items ask
-other things. An interval that only knows the items speaks of these very models; one that only knows
-the seeds speaks of these very texts. Here both are resampled (Owen 2007, arXiv 0712.1111), and what
-items and seeds share is not counted twice, as in Clark's quasi-F (1973). A few seeds make a standard
+other things. An interval that only knows the items speaks of these very models, one that only knows
+the seeds of these very texts. Here both are resampled (Owen 2007, arXiv 0712.1111), and what items
+and seeds share is not counted twice, as in Clark's quasi-F (1973). A few seeds make a standard
 error that is itself uncertain: Student's distribution, with Satterthwaite's degrees of freedom.
 
 Shapes: S seeds, I items, R resamples.
@@ -37,27 +37,27 @@ class Effect(NamedTuple):
 
     value: float
     """Mean over seeds, of items by their weight."""
-    low: float | None
-    """The 95 % interval, over other seeds and other items."""
-    high: float | None
-    p: float | None
-    """Of a difference as large if there were none, over other seeds and other items."""
-    p_items: float | None
-    """The same for these very models and other items: signs of the items are flipped."""
-    standard_error: float | None
-    degrees: float | None
-    """Degrees of freedom of the standard error."""
-    from_seeds: float | None
-    """The share of the squared standard error that comes from the seeds; the rest is the items'."""
-    effect_size: float | None
-    """The mean over the standard deviation of the seeds' means (Cohen's d of pairs)."""
-    detectable: float | None
-    """The smallest true difference that so many seeds and items find with a power of 80 %."""
-    seeds_needed: int | None
-    """Seeds that would find a difference like this one with that power; None: more than 1,000, or
-    more items are needed first."""
     seeds: int
     items: int
+    low: float | None = None
+    """The 95 % interval, over other seeds and other items."""
+    high: float | None = None
+    p: float | None = None
+    """Of a difference as large if there were none, over other seeds and other items."""
+    p_items: float | None = None
+    """The same for these very models and other items: signs of the items are flipped."""
+    standard_error: float | None = None
+    degrees: float | None = None
+    """Degrees of freedom of the standard error."""
+    from_seeds: float | None = None
+    """The share of the squared standard error that comes from the seeds; the rest is the items'."""
+    effect_size: float | None = None
+    """The mean over the standard deviation of the seeds' means (Cohen's d of pairs)."""
+    detectable: float | None = None
+    """The smallest true difference that so many seeds and items find with a power of 80 %."""
+    seeds_needed: int | None = None
+    """Seeds that would find a difference like this one with that power; None: more than 1,000, or
+    more items are needed first."""
 
     @property
     def found(self) -> bool:
@@ -96,9 +96,7 @@ def effect(differences_SI: Array, weights_I: Array | None = None, *, seed: int =
     value = float(means_S.mean())
     rng = np.random.default_rng([seed, S, num_items])
     p_items = _flipped(d_SI.mean(0) * w_I, rng) if num_items > 1 else None
-    nothing = Effect(
-        value, None, None, None, p_items, *[None] * 6, seeds=S, items=num_items
-    )
+    nothing = Effect(value, S, num_items, p_items=p_items)
     # one seed says nothing of others
     if S < 2:
         return nothing

@@ -57,7 +57,7 @@ def without(moe: MoE, expert: int) -> Iterator[None]:
 
 def obstacle(config: MoEConfig) -> str | None:
     """Why no expert can be removed: because a token needs all it may choose among. None: it can."""
-    if isinstance(config.gate, TopPConfig):
+    if isinstance(config.gate, TopPConfig) and config.gate.mass < 1:
         # takes fewer where there are fewer
         return None
     slots = config.gate.divided(config.rounds).slots

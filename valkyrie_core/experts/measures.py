@@ -27,6 +27,10 @@ LEAST_LABELLINGS = 40
 LEAST_WINDOWS = 5
 """Windows below which a bootstrap means nothing."""
 RESAMPLES = 2000
+FITS = 1000
+"""Rounds in which weights are fitted to loads, at most."""
+LEAST_LOAD = 30
+"""A fair load below which nobody can be told to be dead."""
 
 
 class Null(NamedTuple):
@@ -92,10 +96,18 @@ def effective_experts(load_E: npt.NDArray[Any]) -> float | None:
     return None if nats is None else math.exp(nats)
 
 
-def dead(load_E: npt.NDArray[Any]) -> list[int]:
-    """The experts with less than a tenth of a fair load; none where there is no load."""
+def dead(load_E: npt.NDArray[Any]) -> list[int] | None:
+    """The experts with less than a tenth of a fair load; None where a fair load is so small that
+    chance could starve one."""
     shares_E = over_ideal(load_E)
-    return [] if shares_E is None else [int(e) for e in np.flatnonzero(shares_E < DEAD_SHARE)]
+    if shares_E is None or load_E.mean() < LEAST_LOAD:
+        return None
+    return [int(e) for e in np.flatnonzero(shares_E < DEAD_SHARE)]
+
+
+def experts_per_token(experts_RK: Choices) -> float:
+    """How many experts a token met, mean."""
+    return float((experts_RK >= 0).sum(1).mean())
 
 
 def mutual_information(counts_GE: npt.NDArray[Any]) -> float | None:
@@ -152,22 +164,20 @@ def pair_counts(experts_RK: Choices, num_experts: int) -> Ints:
     return (met_RE.T @ met_RE).astype(np.int64)
 
 
-def co_activation(pairs_CEE: Ints) -> list[list[float | None]] | None:
+def co_activation(
+    rounds_CRK: Sequence[Choices], num_experts: int
+) -> list[list[float | None]] | None:
     """[E, E] how often two experts meet one token, over chance; None on the diagonal.
 
-    Chance: pairs that are as many, their experts independent of each other. Plain N_i N_j / R would
-    not do: a token's experts differ, so that even a random router would stay below it. Of several
-    rounds, pairs within one. None where no token has two experts.
+    Of several rounds, pairs within one. None where no token has two experts. See `chance_pairs`.
     """
-    counts_EE = np.zeros(pairs_CEE.shape[1:])
-    chance_EE = np.zeros(pairs_CEE.shape[1:])
-    for pairs_EE in pairs_CEE:
-        load_E = pairs_EE.diagonal().astype(np.float64)
-        apart_EE = pairs_EE - np.diag(pairs_EE.diagonal())
-        product_EE = np.outer(load_E, load_E) - np.diag(load_E**2)
-        counts_EE += apart_EE
-        if product_EE.sum():
-            chance_EE += product_EE * (apart_EE.sum() / product_EE.sum())
+    counts_EE = np.zeros((num_experts, num_experts))
+    chance_EE = np.zeros((num_experts, num_experts))
+    for experts_RK in rounds_CRK:
+        pairs_EE = pair_counts(experts_RK, num_experts)
+        counts_EE += pairs_EE - np.diag(pairs_EE.diagonal())
+        used_R = (experts_RK >= 0).sum(1)
+        chance_EE += chance_pairs(pairs_EE.diagonal(), np.bincount(used_R))
     if not counts_EE.sum():
         return None
     return [
@@ -177,6 +187,59 @@ def co_activation(pairs_CEE: Ints) -> list[list[float | None]] | None:
         ]
         for counts_E, chance_E in zip(counts_EE, chance_EE, strict=True)
     ]
+
+
+def chance_pairs(load_E: Ints, tokens_K: Ints) -> Floats:
+    """[E, E] the tokens that meet both experts, if nothing but their loads decided; diagonal 0.
+
+    A token's experts differ, so a product of loads would not do. Among all ways to choose that
+    have these loads, the one of the greatest entropy: a set of k experts with a probability in
+    proportion to the product of its experts' weights (Chen, Dempster and Liu 1994), which are
+    fitted to the loads.
+
+    Args:
+        load_E: tokens that met each expert.
+        tokens_K: how many tokens met 0, 1, 2, ... experts.
+    """
+    E = len(load_E)
+    chance_EE = np.zeros((E, E))
+    sizes = [k for k in range(2, len(tokens_K)) if tokens_K[k]]
+    used = np.flatnonzero(load_E)
+    if not sizes or len(used) < 2:
+        return chance_EE
+    wanted = load_E[used].astype(np.float64)
+    weights, others = wanted / wanted.max(), ~np.eye(len(used), dtype=bool)
+    most = len(tokens_K) - 1
+    for _ in range(FITS):
+        # P[i, k]: all sets of k of the others than i, each worth the product of its weights
+        without = _set_sums(np.where(others, weights, 0.0), most)
+        total = _set_sums(weights[None], most)[0]
+        expected = sum(
+            tokens_K[k] * weights * without[:, k - 1] / total[k]
+            for k in range(1, most + 1)
+            if tokens_K[k]
+        )
+        if np.abs(expected / wanted - 1).max() < 1e-6:
+            break
+        weights = weights * wanted / expected
+        weights /= weights.max()
+    first, second = np.triu_indices(len(used), 1)
+    both = np.ones((len(first), len(used)), dtype=bool)
+    both[np.arange(len(first)), first] = both[np.arange(len(first)), second] = False
+    rest = _set_sums(np.where(both, weights, 0.0), most)
+    total = _set_sums(weights[None], most)[0]
+    pairs = sum(tokens_K[k] * rest[:, k - 2] / total[k] for k in sizes)
+    chance_EE[used[first], used[second]] = weights[first] * weights[second] * pairs
+    return chance_EE + chance_EE.T
+
+
+def _set_sums(weights_NE: Floats, most: int) -> Floats:
+    """[N, most + 1] elementary symmetric polynomials of each row."""
+    sums_NK = np.zeros((len(weights_NE), most + 1))
+    sums_NK[:, 0] = 1
+    for weight_N1 in weights_NE.T[:, :, None]:
+        sums_NK[:, 1:] += weight_N1 * sums_NK[:, :-1]
+    return sums_NK
 
 
 def top_tokens(

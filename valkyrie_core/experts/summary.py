@@ -60,6 +60,7 @@ def describe(
     load_E = measures.loads(experts_RK, E)
     shares_E = measures.over_ideal(load_E)
     effective = measures.effective_experts(load_E)
+    dying = measures.dead(load_E)
     note = None
     if knock_outs is not None:
         note = obstacle(config) or (CLOSES_GROUP if closes_group(config) else None)
@@ -78,20 +79,21 @@ def describe(
         max_vio_per_batch=measures.mean_max_vio(grouped_loads(experts_RK, trace.batch_R, E)),
         load_entropy=None if effective is None else float(np.log(effective) / np.log(E)),
         effective_experts=effective,
-        dead=[
+        experts_per_token=measures.experts_per_token(experts_RK),
+        dead=None
+        if dying is None
+        else [
             DeadExpert(
                 expert=expert,
                 load=0.0 if shares_E is None else float(shares_E[expert]),
                 steps=dead_steps(history, expert),
             )
-            for expert in measures.dead(load_E)
+            for expert in dying
         ],
         routing_entropy=own.entropy,
         top1_margin=own.margin,
         mutual_information=_information(experts_RK, trace, E, setting),
-        co_activation=measures.co_activation(
-            np.stack([measures.pair_counts(one_RK, E) for one_RK in own.experts_CRK])
-        ),
+        co_activation=measures.co_activation(own.experts_CRK, E),
         top_tokens=_top_tokens(trace, experts_RK, E, setting),
         knock_out=None if knock_outs is None else _knock_out(layer, knock_outs, setting),
         knock_out_note=note,

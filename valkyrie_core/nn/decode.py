@@ -79,7 +79,7 @@ class Decoder:
         self._given = model
         self._parameters = list(model.parameters())
         # what was made in inference mode counts no changes, and can't be trained
-        self._counting = [p for p in self._parameters if not p.is_inference()]
+        self._counting = [x for x in (*self._parameters, *model.buffers()) if not x.is_inference()]
         self._changes = self._count_changes()
         self._places = [parameter.data_ptr() for parameter in self._parameters]
         self.model = rounded(model, self.weights, precision)

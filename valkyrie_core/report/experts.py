@@ -105,8 +105,10 @@ class LayerExperts(Part):
     """Of the load, over ln of the number of experts: 1 is even."""
     effective_experts: float | None
     """exp of the load's entropy."""
-    dead: list[DeadExpert]
+    dead: list[DeadExpert] | None
     """Those with less than a tenth of a fair load."""
+    experts_per_token: float
+    """How many a token met, mean."""
     routing_entropy: float
     """Of a token's affinities in nats, mean; 0 is sure, ln of the number of experts is not."""
     top1_margin: float
@@ -176,5 +178,10 @@ class ExpertsReport(Report):
 
     @property
     def num_dead(self) -> int:
-        """Dead experts of all layers."""
-        return sum(len(layer.dead) for layer in self.layers)
+        """Dead experts of all layers; of those that can tell."""
+        return sum(len(layer.dead or ()) for layer in self.layers)
+
+    @property
+    def tells_dead(self) -> bool:
+        """Whether every layer met enough tokens to say who is dead."""
+        return all(layer.dead is not None for layer in self.layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -82,6 +83,8 @@ def experts_of_run(
 ) -> ExpertsReport:
     """See `valkyrie_core.runs.experts`."""
     began = time.perf_counter()
+    if save:
+        _check_writable(place.path)
     run = load_run(place.path, step=step)
     model, checkpoint = run.model, run.checkpoint
     layers = moe_layers(model)
@@ -165,17 +168,25 @@ def _validation(run: LoadedRun) -> list[Source]:
 
 def _files(files: Sequence[Path], tokenizer: Tokenizer) -> list[Source]:
     """Every file as a domain, by its name; where two have the same, by the path."""
-    for file in files:
-        if files.count(file) > 1:
+    places = [file.resolve() for file in files]
+    for file, place in zip(files, places, strict=True):
+        if places.count(place) > 1:
             raise UsageError(f"{file} is named twice: a domain is a file of its own")
+        if place.exists() and not place.is_file():
+            raise UsageError(f"{file} is no file")
     names = [file.name for file in files]
     return [
         of_document(
-            file.name if names.count(file.name) == 1 else str(file),
+            _printable(file.name if names.count(file.name) == 1 else str(file)),
             tokenised(str(file), read_utf8(file), tokenizer).tokens_T,
         )
         for file in files
     ]
+
+
+def _printable(name: str) -> str:
+    """A name that is no UTF-8 with escapes: pictures and JSON can't hold it."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _saturation(place: RunPlace, read: Reading) -> RouterSaturation | None:
@@ -251,6 +262,17 @@ def _notes(
     return notes
 
 
+def _check_writable(folder: Path) -> None:
+    """Before minutes of work. Raises ResourceError where the report could not be kept."""
+    for name in (REPORT, PAGE, PICTURE, OVER_TIME):
+        if (folder / name).is_dir():
+            raise ResourceError(f"{folder / name} is a folder: the report can't be kept there")
+    if not os.access(folder, os.W_OK):
+        raise ResourceError(
+            f"{folder} can't be written", hint="--no-save shows the report without keeping it"
+        )
+
+
 def _keep(
     report: ExpertsReport, place: RunPlace, history: dict[int, History], command: str
 ) -> None:
@@ -264,6 +286,9 @@ def _keep(
         write_synced(place.path / PICTURE, picture)
         if over_time is not None:
             write_synced(place.path / OVER_TIME, over_time)
+        else:
+            # that of another step would lie beside this report
+            (place.path / OVER_TIME).unlink(missing_ok=True)
         write_synced(place.path / PAGE, page.encode(errors="backslashreplace"))
         write_synced(place.path / REPORT, report.model_dump_json(indent=1).encode())
     except OSError as error:
@@ -274,7 +299,8 @@ def _command(
     place: RunPlace, step: int | None, texts: Sequence[Path], tokens: int, *, knock_out: bool
 ) -> str:
     """What makes the report again."""
-    parts = ["valkyrie", "experts", str(place.path)]
+    # the page is passed on: no folder of this machine
+    parts = ["valkyrie", "experts", place.name]
     parts += [] if step is None else ["--step", str(step)]
     for text in texts:
         parts += ["--text", str(text)]

@@ -2,6 +2,7 @@
 // to 8 rows: only the experts that a row meets are read.
 
 #include <algorithm>
+#include <limits>
 
 #include "decode.h"
 
@@ -127,6 +128,8 @@ inline int choose(const MoE& m, int row, const Own& own, Entry* out) {
   if (m.normalized) {
     float sum_ = 0;
     for (int i = 0; i < count; i++) sum_ += out[i].weight;
+    // 0 where all of them underflowed; NaN stays NaN
+    sum_ = std::max(sum_, std::numeric_limits<float>::min());
     for (int i = 0; i < count; i++) out[i].weight *= m.scale / sum_;
   } else {
     for (int i = 0; i < count; i++) out[i].weight *= m.scale;

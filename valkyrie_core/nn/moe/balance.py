@@ -42,7 +42,8 @@ class AuxConfig(Config):
         """Weighted."""
         share_E = traffic.load_E / traffic.load_E.sum().clamp(min=1)
         num_experts = len(share_E)
-        return self.coefficient * num_experts * (share_E * traffic.probs_RE.mean(0)).sum()
+        mean_E = traffic.probs_RE.sum(0) / max(1, len(traffic.probs_RE))
+        return self.coefficient * num_experts * (share_E * mean_E).sum()
 
 
 class ZLossConfig(Config):
@@ -54,7 +55,8 @@ class ZLossConfig(Config):
 
     def loss(self, traffic: Traffic) -> Tensor:
         """Weighted."""
-        return self.coefficient * traffic.logits_RE.logsumexp(-1).square().mean()
+        size_R = traffic.logits_RE.logsumexp(-1).square()
+        return self.coefficient * size_R.sum() / max(1, len(size_R))
 
 
 class ImportanceConfig(Config):

@@ -170,7 +170,7 @@ class SoftmaxTopK(nn.Module):
         experts_RK = _best(rank(probs_RE), self.top_k)
         weights_RK = probs_RE.gather(1, experts_RK)
         if self.top_k > 1:
-            weights_RK = weights_RK / weights_RK.sum(-1, keepdim=True)
+            weights_RK = _scaled(weights_RK)
         return Choice(experts_RK, weights_RK, None, probs_RE)
 
 
@@ -188,7 +188,7 @@ class SigmoidTopK(nn.Module):
         experts_RK = _best(rank(affinity_RE), self.top_k)
         weights_RK = affinity_RE.gather(1, experts_RK)
         if self.top_k > 1:
-            weights_RK = weights_RK / weights_RK.sum(-1, keepdim=True)
+            weights_RK = _scaled(weights_RK)
         probs_RE = affinity_RE / affinity_RE.sum(-1, keepdim=True)
         return Choice(experts_RK, self.scale * weights_RK, None, probs_RE)
 
@@ -244,7 +244,7 @@ class TopP(nn.Module):
         used_RK = (before_RK < self.mass) & (ranked_RE.gather(1, experts_RK) > -torch.inf)
         used_RK[:, 0] = True
         weights_RK = own_RK * used_RK
-        weights_RK = weights_RK / weights_RK.sum(-1, keepdim=True)
+        weights_RK = _scaled(weights_RK)
         return Choice(experts_RK, weights_RK, used_RK, probs_RE)
 
 
@@ -252,3 +252,9 @@ def _best(ranked_RE: Tensor, count: int) -> Tensor:
     """The ids [R, K] of the best ones; of equal ones the first, whatever else is in the batch."""
     order_RE = ranked_RE.detach().sort(dim=-1, descending=True, stable=True).indices
     return order_RE[:, :count]
+
+
+def _scaled(weights_RK: Tensor) -> Tensor:
+    """Weights that sum to 1; 0 where all of them underflowed."""
+    total_R1 = weights_RK.sum(-1, keepdim=True)
+    return weights_RK / total_R1.clamp(min=torch.finfo(weights_RK.dtype).tiny)

@@ -212,7 +212,11 @@ class MoE(nn.Module):
         for expert, source in pairs:
             for weight_E in self.rows_of_experts():
                 copied = weight_E[source]
-                noise = config.noise * float(copied.float().std()) * torch.randn(copied.shape)
+                noise = (
+                    config.noise
+                    * float(copied.float().std(correction=0))
+                    * torch.randn(copied.shape)
+                )
                 weight_E[expert] = copied + noise.to(copied)
             for router in self.each_router:
                 router.bias_E[expert] = router.bias_E[source]
@@ -221,7 +225,11 @@ class MoE(nn.Module):
 
     def rows_of_experts(self) -> list[Tensor]:
         """The parameters that have one row, or one matrix, for every expert."""
-        return [*self.experts.parameters(), *(router.weight_ED for router in self.each_router)]
+        rows: list[Tensor] = list(self.experts.parameters())
+        for router in self.each_router:
+            # a gate's noise is by expert, too
+            rows += [router.weight_ED, *router.gate.parameters()]
+        return rows
 
     def init_state(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> Any:
         """The experts' state, one for every round if there are several."""

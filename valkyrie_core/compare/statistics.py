@@ -5,7 +5,9 @@ difference has two sources of chance that cross: another seed gives other models
 other things. An interval that only knows the items speaks of these very models, one that only knows
 the seeds of these very texts. Here both are resampled (Owen 2007, arXiv 0712.1111), and what items
 and seeds share is not counted twice, as in Clark's quasi-F (1973). A few seeds make a standard
-error that is itself uncertain: Student's distribution, with Satterthwaite's degrees of freedom.
+error that is itself uncertain: each part is multiplied by the quantile of Student's distribution
+that belongs to it (Graybill and Wang 1980). Satterthwaite's degrees of freedom would be too many
+wherever the seeds happen to lie close together.
 
 Shapes: S seeds, I items, R resamples.
 """
@@ -18,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
 
 Array = npt.NDArray[np.float64]
 LEVEL = 0.95
@@ -48,7 +50,7 @@ class Effect(NamedTuple):
     """The same for these very models and other items: signs of the items are flipped."""
     standard_error: float | None = None
     degrees: float | None = None
-    """Degrees of freedom of the standard error."""
+    """Degrees of freedom of Student's distribution that has the interval's half as its quantile."""
     from_seeds: float | None = None
     """The share of the squared standard error that comes from the seeds; the rest is the items'."""
     effect_size: float | None = None
@@ -109,7 +111,7 @@ def effect(differences_SI: Array, weights_I: Array | None = None, *, seed: int =
         return nothing._replace(
             low=value, high=value, p=1.0 if same else 0.0, standard_error=0.0, detectable=0.0
         )
-    half = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
+    half = _quantile(degrees) * error
     return nothing._replace(
         low=value - half,
         high=value + half,
@@ -148,17 +150,31 @@ def _resampled(d_SI: Array, w_I: Array, rng: np.random.Generator) -> _Parts:
 
 
 def _error(parts: _Parts, S: int, num_items: int) -> tuple[float, float]:
-    """The standard error, and its degrees of freedom by Satterthwaite."""
+    """The standard error, and the degrees of freedom that make its interval as wide as both parts,
+    each with its own."""
     total = parts.seeds + parts.items
-    if total == 0:
-        return 0.0, float(S - 1)
-    spread = parts.seeds**2 / (S - 1) + parts.items**2 / max(1, num_items - 1)
-    return math.sqrt(total), total**2 / spread
+    ends = sorted((S - 1.0, max(1.0, num_items - 1.0)))
+    if total == 0 or parts.items == 0:
+        return math.sqrt(total), S - 1.0
+    wide, narrow = (_quantile(degrees) for degrees in ends)
+    own = [_quantile(S - 1), _quantile(max(1, num_items - 1))]
+    wanted = math.sqrt((own[0] ** 2 * parts.seeds + own[1] ** 2 * parts.items) / total)
+    if wanted >= wide or ends[0] == ends[1]:
+        return math.sqrt(total), ends[0]
+    if wanted <= narrow:
+        return math.sqrt(total), ends[1]
+    degrees = optimize.brentq(lambda n: _quantile(n) - wanted, *ends)
+    return math.sqrt(total), float(degrees)
+
+
+def _quantile(degrees: float) -> float:
+    """Student's, for the interval's level."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, degrees))
 
 
 def _power(true: float, error: float, degrees: float) -> float:
     """The chance that a true difference is found."""
-    bound = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+    bound = _quantile(degrees)
     shift = abs(true) / error
     # beyond this the tails are numbers that no table has
     if shift > 40:

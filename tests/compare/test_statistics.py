@@ -1,0 +1,159 @@
+"""Statistics of comparisons: ties stay ties, promised power is there, and small cases by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from valkyrie_core.compare import statistics
+from valkyrie_core.compare.statistics import Array, effect, holm, mcnemar
+
+TIES = {
+    "seeds decide": (3, 40, 1.0, 0.0, 0.1),
+    "items decide": (3, 40, 0.05, 3.0, 1.0),
+    "both": (3, 40, 1.0, 3.0, 1.0),
+    "neither": (3, 40, 0.0, 0.0, 1.0),
+    "five seeds": (5, 30, 0.3, 1.0, 3.0),
+}
+"""Seeds, items, and the standard deviations of seeds, of items, and of what is left."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    monkeypatch.setattr(statistics, "FLIPS", 999)
+
+
+def drawn(case: tuple[int, int, float, float, float], rng: np.random.Generator) -> Array:
+    """Differences of two designs that do not differ."""
+    S, num_items, seeds, items, rest = case
+    return (
+        rng.normal(0, seeds, (S, 1))
+        + rng.normal(0, items, (1, num_items))
+        + rng.normal(0, rest, (S, num_items))
+    )
+
+
+@pytest.mark.slow
+def test_ties_are_found_to_differ_in_less_than_a_twentieth() -> None:
+    rng = np.random.default_rng(0)
+    found = {
+        name: sum(effect(drawn(case, rng)).found for _ in range(400)) / 400
+        for name, case in TIES.items()
+    }
+    assert sum(found.values()) / len(found) < 0.05
+    # each within what 400 draws of a twentieth may be
+    assert all(share < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 400) for share in found.values()), found
+
+
+def test_right_and_wrong_answers_that_tie() -> None:
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(200):
+        # questions are hard or easy for both, and seeds differ a little
+        chance_SI = np.clip(rng.random(60) + rng.normal(0, 0.03, (2, 3, 1)), 0, 1)
+        left, right = rng.random((2, 3, 60)) < chance_SI
+        found += effect(left.astype(float) - right.astype(float)).found
+    assert found <= 17
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["seeds decide", "items decide", "both"])
+def test_an_effect_of_the_promised_size_is_found_as_often_as_promised(name: str) -> None:
+    rng = np.random.default_rng(2)
+    case = TIES[name]
+    S, num_items, seeds, items, rest = case
+    shared = rest**2 / S / num_items
+    parts = statistics._Parts(seeds**2 / S + shared, items**2 / num_items)
+    true = statistics._detectable(*statistics._error(parts, S, num_items))
+    share = sum(effect(drawn(case, rng) + true).found for _ in range(300)) / 300
+    assert 0.7 < share < 0.92
+
+
+def test_more_seeds_are_asked_for_where_they_help() -> None:
+    rng = np.random.default_rng(3)
+    noisy = effect(drawn((3, 50, 1.0, 0.1, 0.1), rng) + 0.8)
+    assert not noisy.found
+    assert noisy.from_seeds is not None
+    assert noisy.from_seeds > 0.9
+    assert noisy.seeds_needed is not None
+    assert 3 < noisy.seeds_needed < 200
+    # where items decide, no number of seeds would do
+    few_items = effect(drawn((3, 8, 0.001, 3.0, 0.001), rng) * 1.0 + 0.3)
+    assert not few_items.found
+    assert few_items.seeds_needed is None
+
+
+def test_seeds_alone_are_student_s() -> None:
+    means = np.array([0.3, 0.5, 0.1])
+    found = effect(np.repeat(means[:, None], 4, axis=1))
+    error = means.std(ddof=1) / math.sqrt(3)
+    assert found.value == pytest.approx(0.3)
+    assert found.standard_error == pytest.approx(error, rel=0.1)
+    assert found.degrees == 2
+    assert found.p == pytest.approx(stats.ttest_1samp(means, 0).pvalue, rel=0.15)
+    assert found.effect_size == pytest.approx(0.3 / means.std(ddof=1), rel=0.1)
+
+
+def test_weights_are_of_items() -> None:
+    d_SI = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    assert effect(d_SI, np.array([2.0, 1.0, 1.0])).value == pytest.approx(0.5)
+
+
+def test_one_seed_says_nothing_of_others() -> None:
+    found = effect(np.ones((1, 30)))
+    assert (found.low, found.high, found.p, found.seeds_needed) == (None, None, None, None)
+    assert not found.found
+    # but that these very models differ on such items is sure
+    assert found.p_items is not None
+    assert found.p_items < 0.01
+
+
+def test_equal_to_the_last_bit() -> None:
+    found = effect(np.zeros((3, 5)))
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert not found.found
+    assert found.p_items == 1
+    same = effect(np.full((3, 5), 0.25))
+    assert same.found
+    assert same.p == 0
+
+
+def test_one_item() -> None:
+    found = effect(np.array([[0.2], [0.3], [0.25]]))
+    assert found.p_items is None
+    assert found.from_seeds == 1
+    assert found.found
+
+
+def test_signs_are_flipped_exactly_where_they_are_few() -> None:
+    # of 8 ways to sign 1, 2, 3 two are as far from zero as all alike
+    assert effect(np.array([[1.0, 2.0, 3.0]])).p_items == pytest.approx(2 / 8)
+
+
+def test_the_same_numbers_say_the_same() -> None:
+    d_SI = drawn(TIES["both"], np.random.default_rng(5))
+    assert effect(d_SI) == effect(d_SI.copy())
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 0)), np.array([[np.nan]]), np.array([[np.inf]])])
+def test_what_is_no_difference_is_refused(wrong: Array) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        effect(wrong)
+
+
+def test_mcnemar_by_hand() -> None:
+    left = np.array([True] * 6 + [False] + [True] * 10)
+    right = np.array([False] * 6 + [True] + [True] * 10)
+    # 6 of 7 one way: 2 (1 + 7) / 2^7
+    assert mcnemar(left, right) == pytest.approx(16 / 128)
+    assert mcnemar(left, left) == 1
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []

@@ -34,7 +34,7 @@ CORE = frozenset(
         "train",
     }
     | {"infer", "evaluate", "machine", "plan"}
-    | {"allocate", "experts"}
+    | {"allocate", "experts", "compare"}
 )
 BASE = frozenset({"cache", "config", "errors"})
 ARROWS: dict[str, frozenset[str]] = {
@@ -55,6 +55,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "allocate": BASE
     | {"nn", "data", "train", "evaluate", "infer", "recipe", "report", "machine", "plan"},
     "experts": BASE | {"nn", "data", "report"},
+    "compare": BASE
+    | {"nn", "data", "train", "evaluate", "recipe", "report", "machine", "plan", "allocate"}
+    | {"inventory"},
     "train": BASE | {"kernels", "nn", "data", "recipe", "report", "machine"},
     "infer": BASE | {"nn", "data", "report"},
     "evaluate": BASE | {"nn", "data", "report", "infer", "machine"},

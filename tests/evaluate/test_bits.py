@@ -14,7 +14,7 @@ from tests.nn.menu import awake, hybrid_config
 from valkyrie_core.data.packing import PackedSplit
 from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.errors import DivergedError, StoppedError
-from valkyrie_core.evaluate.bits import bits_per_byte, chunks, cut_documents
+from valkyrie_core.evaluate.bits import bits_per_byte, chunks, cut_documents, item_scores
 from valkyrie_core.nn.model import IGNORED, HybridLM
 
 CONTENTS = ("To be, or not to be", "é", "that is the question", "", "a" * 41)
@@ -187,7 +187,7 @@ def test_bf16_is_near_and_leaves_the_model_as_it_was(split: PackedSplit) -> None
 def test_chunks_are_no_wider_than_the_longest_and_start_afresh(split: PackedSplit) -> None:
     pieces = cut_documents(split, 16, context="carried", max_tokens=None)
     shapes = [
-        (tuple(chunk.tokens_BT.shape), chunk.starts_afresh)
+        (tuple(chunk.tokens_BT.shape), chunk.offset == 0)
         for chunk in chunks(split, pieces, batch_size=2, context_len=16)
     ]
     # lengths 41, 20, 19, 2 (é is two bytes; the last token is a target alone)
@@ -196,3 +196,35 @@ def test_chunks_are_no_wider_than_the_longest_and_start_afresh(split: PackedSpli
     ]  # fmt: skip
     for chunk in chunks(split, pieces, batch_size=2, context_len=16):
         assert bool((chunk.targets_BT[chunk.doc_BT == -1] == IGNORED).all())
+
+
+@pytest.mark.parametrize("context_len", [7, 512])
+def test_items_add_up_to_the_whole(model: HybridLM, split: PackedSplit, context_len: int) -> None:
+    whole = bits_per_byte(model, split, context_len=context_len)
+    items = item_scores(model, split, context_len=context_len, batch_size=3)
+    # the empty document says nothing
+    assert [(one.document, one.stretch) for one in items] == [(0, 0), (1, 0), (2, 0), (4, 0)]
+    assert [one.bytes for one in items] == [len(text.encode()) for text in CONTENTS if text]
+    assert sum(one.nats for one in items) == pytest.approx(whole.nats)
+    alone = item_scores(model, split, context_len=context_len, batch_size=1)
+    assert [one.nats for one in alone] == pytest.approx([one.nats for one in items])
+
+
+def test_stretches_of_a_document_add_up(model: HybridLM, split: PackedSplit) -> None:
+    items = item_scores(model, split, context_len=512)
+    stretches = item_scores(model, split, context_len=7, stretch=10)
+    for one in items:
+        own = [part for part in stretches if part.document == one.document]
+        assert [part.stretch for part in own] == list(range(len(own)))
+        assert sum(part.nats for part in own) == pytest.approx(one.nats)
+        assert sum(part.bytes for part in own) == one.bytes
+        # bytes are tokens here, and no stretch has more than ten
+        assert max(part.bytes for part in own) <= 10
+
+
+def test_items_that_are_not_finite(split: PackedSplit) -> None:
+    broken = awake(hybrid_config(vocab_size=TOKENIZER.vocab_size))
+    with torch.no_grad():
+        broken.head_norm.weight.fill_(torch.nan)
+    with pytest.raises(DivergedError, match="not finite"):
+        item_scores(broken, split, context_len=16)

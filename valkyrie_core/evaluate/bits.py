@@ -76,8 +76,8 @@ class Chunk(NamedTuple):
     tokens_BT: Tensor
     targets_BT: Tensor
     doc_BT: Tensor
-    starts_afresh: bool
-    """Whether the state before it is that of no token."""
+    offset: int
+    """Tokens of each piece before it; 0: the state before it is that of no token."""
 
 
 def bits_per_byte(
@@ -110,27 +110,14 @@ def bits_per_byte(
     pieces = cut_documents(split, context_len, context=context, max_tokens=max_tokens)
     total = sum(piece.end - piece.start - 1 for piece in pieces)
     tally = _Tally(split)
-    stopped = False
-    device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    state = model.init_state(1)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast:
-            for chunk in chunks(split, pieces, batch_size=batch_size, context_len=context_len):
-                stopped = stop is not None and stop()
-                if stopped:
-                    break
-                if chunk.starts_afresh:
-                    state = model.init_state(chunk.tokens_BT.shape[0])
-                tokens_BT, targets_BT, doc_BT = (x.to(device) for x in chunk[:3])
-                losses_BT, state = model.token_losses(tokens_BT, targets_BT, state, doc_BT)
-                tally.add(chunk, losses_BT)
-                if progress is not None:
-                    progress(tally.read, total)
-    finally:
-        model.train(was_training)
+
+    def add(chunk: Chunk, losses_BT: Tensor) -> None:
+        tally.add(chunk, losses_BT)
+        if progress is not None:
+            progress(tally.read, total)
+
+    layout = chunks(split, pieces, batch_size=batch_size, context_len=context_len)
+    stopped = _read(model, layout, precision, add, stop)
     return tally.score(
         seconds=time.perf_counter() - began,
         context=context,
@@ -138,6 +125,106 @@ def bits_per_byte(
         precision=precision,
         stopped=stopped,
         complete=not stopped and (max_tokens is None or max_tokens >= len(split.tokens)),
+    )
+
+
+class ItemScore(NamedTuple):
+    """What one document, or one stretch of it, costs."""
+
+    document: int
+    """From 0, in the split's order."""
+    stretch: int
+    """From 0, in the document's order."""
+    nats: float
+    bytes: int
+    """Of the scored text."""
+
+
+def item_scores(
+    model: HybridLM,
+    split: PackedSplit,
+    *,
+    context_len: int,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    stretch: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ItemScore]:
+    """The cost of every document by itself, a token's whole document before it as its context.
+
+    Args:
+        max_tokens: only the first so many tokens of the split.
+        stretch: stretches of so many tokens of a document are counted by themselves.
+        progress: called with the positions read and their total; what it raises ends the reading.
+
+    Raises DivergedError where a loss is not finite.
+    """
+    pieces = cut_documents(split, context_len, context="carried", max_tokens=max_tokens)
+    total = sum(piece.end - piece.start - 1 for piece in pieces)
+    nats: dict[tuple[int, int], float] = {}
+    sizes: dict[tuple[int, int], int] = {}
+    read = 0
+
+    def add(chunk: Chunk, losses_BT: Tensor) -> None:
+        nonlocal read
+        losses_BT = losses_BT.cpu().double()
+        lengths_BT = np.where(
+            chunk.targets_BT == IGNORED, 0, split.token_lengths[chunk.targets_BT.clamp(min=0)]
+        )
+        places_T = chunk.offset + np.arange(chunk.tokens_BT.shape[1])
+        stretches_T = places_T // stretch if stretch else np.zeros_like(places_T)
+        for row, document in enumerate(chunk.doc_BT[:, 0].tolist()):
+            for number in np.unique(stretches_T).tolist():
+                own_T = stretches_T == number
+                key = (document, number)
+                cost = float(losses_BT[row][torch.from_numpy(own_T)].sum())
+                nats[key] = nats.get(key, 0.0) + cost
+                sizes[key] = sizes.get(key, 0) + int(lengths_BT[row][own_T].sum())
+        read += int((chunk.doc_BT != PADDING_DOCUMENT).sum())
+        if progress is not None:
+            progress(read, total)
+
+    layout = chunks(split, pieces, batch_size=batch_size, context_len=context_len)
+    _read(model, layout, precision, add, None)
+    if not all(map(math.isfinite, nats.values())):
+        raise _diverged()
+    # where nothing is scored there is nothing to compare
+    return [ItemScore(*key, nats[key], sizes[key]) for key in sorted(nats) if sizes[key]]
+
+
+def _read(
+    model: HybridLM,
+    layout: Iterator[Chunk],
+    precision: Literal["fp32", "bf16"],
+    add: Callable[[Chunk, Tensor], None],
+    stop: Callable[[], bool] | None,
+) -> bool:
+    """Hands every chunk and its losses to `add`; returns whether `stop` ended it."""
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    state = model.init_state(1)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast:
+            for chunk in layout:
+                if stop is not None and stop():
+                    return True
+                if chunk.offset == 0:
+                    state = model.init_state(chunk.tokens_BT.shape[0])
+                tokens_BT, targets_BT, doc_BT = (x.to(device) for x in chunk[:3])
+                losses_BT, state = model.token_losses(tokens_BT, targets_BT, state, doc_BT)
+                add(chunk, losses_BT)
+    finally:
+        model.train(was_training)
+    return False
+
+
+def _diverged() -> DivergedError:
+    return DivergedError(
+        "the loss on the validation text is not finite",
+        hint="the weights are damaged or the training diverged: take an earlier checkpoint",
     )
 
 
@@ -171,10 +258,7 @@ class _Tally:
     ) -> BitsPerByte:
         """The result; raises as `bits_per_byte` says."""
         if not math.isfinite(self.nats):
-            raise DivergedError(
-                "the loss on the validation text is not finite",
-                hint="the weights are damaged or the training diverged: take an earlier checkpoint",
-            )
+            raise _diverged()
         if self.bytes == 0:
             if stopped:
                 raise StoppedError("the evaluation was stopped before any text was scored")
@@ -236,7 +320,7 @@ def chunks(
             doc_BT = torch.full_like(tokens_BT, PADDING_DOCUMENT)
             for row, piece in enumerate(group):
                 _fill_row(split, piece, offset, tokens_BT[row], targets_BT[row], doc_BT[row])
-            yield Chunk(tokens_BT, targets_BT, doc_BT, offset == 0)
+            yield Chunk(tokens_BT, targets_BT, doc_BT, offset)
 
 
 def _fill_row(

@@ -18,6 +18,7 @@ from valkyrie_cli import errors, render
 from valkyrie_cli.commands import (
     allocate,
     chat,
+    compare,
     doctor,
     evaluate,
     experts,
@@ -103,6 +104,7 @@ app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("experts")(experts.experts)
+app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("read")(read.read)

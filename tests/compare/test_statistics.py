@@ -157,3 +157,18 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(("degrees", "shift"), [(1.0, 7.77), (2.0, 4.0), (30.0, 2.9), (7.5, 0.0)])
+def test_power_is_that_of_the_non_central_distribution(degrees: float, shift: float) -> None:
+    bound = stats.t.ppf(0.975, degrees)
+    exact = stats.nct.sf(bound, degrees, shift) + stats.nct.cdf(-bound, degrees, shift)
+    assert statistics._power(shift, 1.0, degrees) == pytest.approx(float(exact), abs=2e-3)
+
+
+def test_power_rises_with_the_difference() -> None:
+    """Also at degrees and shifts where scipy's own is not a number."""
+    for degrees in (1.0011796664517236, 17.290978421666065, 29.82955901230374):
+        found = [statistics._power(shift, 1.0, degrees) for shift in np.linspace(0, 30, 61)]
+        assert found == sorted(found)
+        assert found[0] == pytest.approx(0.05, abs=2e-3)

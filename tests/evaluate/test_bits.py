@@ -14,7 +14,7 @@ from tests.nn.menu import awake, hybrid_config
 from valkyrie_core.data.packing import PackedSplit
 from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.errors import DivergedError, StoppedError
-from valkyrie_core.evaluate.bits import bits_per_byte, chunks, cut_documents, item_scores
+from valkyrie_core.evaluate.bits import Context, bits_per_byte, chunks, cut_documents, item_scores
 from valkyrie_core.nn.model import IGNORED, HybridLM
 
 CONTENTS = ("To be, or not to be", "é", "that is the question", "", "a" * 41)
@@ -210,9 +210,14 @@ def test_items_add_up_to_the_whole(model: HybridLM, split: PackedSplit, context_
     assert [one.nats for one in alone] == pytest.approx([one.nats for one in items])
 
 
-def test_stretches_of_a_document_add_up(model: HybridLM, split: PackedSplit) -> None:
-    items = item_scores(model, split, context_len=512)
-    stretches = item_scores(model, split, context_len=7, stretch=10)
+@pytest.mark.parametrize("context", ["carried", "window"])
+def test_stretches_of_a_document_add_up(
+    model: HybridLM, split: PackedSplit, context: Context
+) -> None:
+    whole = bits_per_byte(model, split, context_len=7, context=context)
+    items = item_scores(model, split, context_len=7, context=context)
+    assert sum(one.nats for one in items) == pytest.approx(whole.nats)
+    stretches = item_scores(model, split, context_len=7, context=context, stretch=10)
     for one in items:
         own = [part for part in stretches if part.document == one.document]
         assert [part.stretch for part in own] == list(range(len(own)))

@@ -78,6 +78,8 @@ class Chunk(NamedTuple):
     doc_BT: Tensor
     offset: int
     """Tokens of each piece before it; 0: the state before it is that of no token."""
+    first_B: Tensor
+    """Where each row's first token stands in its document."""
 
 
 def bits_per_byte(
@@ -146,12 +148,13 @@ def item_scores(
     *,
     context_len: int,
     batch_size: int = 8,
+    context: Context = "carried",
     max_tokens: int | None = None,
     stretch: int | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ItemScore]:
-    """The cost of every document by itself, a token's whole document before it as its context.
+    """The cost of every document by itself; all together are what `bits_per_byte` gives.
 
     Args:
         max_tokens: only the first so many tokens of the split.
@@ -160,7 +163,7 @@ def item_scores(
 
     Raises DivergedError where a loss is not finite.
     """
-    pieces = cut_documents(split, context_len, context="carried", max_tokens=max_tokens)
+    pieces = cut_documents(split, context_len, context=context, max_tokens=max_tokens)
     total = sum(piece.end - piece.start - 1 for piece in pieces)
     nats: dict[tuple[int, int], float] = {}
     sizes: dict[tuple[int, int], int] = {}
@@ -172,9 +175,10 @@ def item_scores(
         lengths_BT = np.where(
             chunk.targets_BT == IGNORED, 0, split.token_lengths[chunk.targets_BT.clamp(min=0)]
         )
-        places_T = chunk.offset + np.arange(chunk.tokens_BT.shape[1])
-        stretches_T = places_T // stretch if stretch else np.zeros_like(places_T)
+        places_T = np.arange(chunk.tokens_BT.shape[1])
         for row, document in enumerate(chunk.doc_BT[:, 0].tolist()):
+            first = int(chunk.first_B[row])
+            stretches_T = (first + places_T) // stretch if stretch else np.zeros_like(places_T)
             for number in np.unique(stretches_T).tolist():
                 own_T = stretches_T == number
                 key = (document, number)
@@ -320,7 +324,10 @@ def chunks(
             doc_BT = torch.full_like(tokens_BT, PADDING_DOCUMENT)
             for row, piece in enumerate(group):
                 _fill_row(split, piece, offset, tokens_BT[row], targets_BT[row], doc_BT[row])
-            yield Chunk(tokens_BT, targets_BT, doc_BT, offset)
+            first_B = torch.tensor(
+                [piece.start - int(split.doc_starts[piece.document]) + offset for piece in group]
+            )
+            yield Chunk(tokens_BT, targets_BT, doc_BT, offset, first_B)
 
 
 def _fill_row(

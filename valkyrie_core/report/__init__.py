@@ -22,6 +22,14 @@ if TYPE_CHECKING:
         StackPicture,
     )
     from valkyrie_core.report.base import Part, Report
+    from valkyrie_core.report.comparison import (
+        ComparedDesign,
+        ComparedMetric,
+        ComparedView,
+        CompareReport,
+        ComparisonTiming,
+        Difference,
+    )
     from valkyrie_core.report.evaluation import CorpusScore, EvalReport
     from valkyrie_core.report.experts import (
         DeadExpert,
@@ -67,10 +75,16 @@ __all__ = [
     "ChatReport",
     "ChatTurn",
     "Check",
+    "CompareReport",
+    "ComparedDesign",
+    "ComparedMetric",
+    "ComparedView",
+    "ComparisonTiming",
     "ContextScore",
     "CorpusCounts",
     "CorpusScore",
     "DeadExpert",
+    "Difference",
     "DoctorReport",
     "DomainText",
     "EarlierRouting",
@@ -119,10 +133,16 @@ _PLACES = {
     "ChatReport": "inference",
     "ChatTurn": "inference",
     "Check": "machine",
+    "CompareReport": "comparison",
+    "ComparedDesign": "comparison",
+    "ComparedMetric": "comparison",
+    "ComparedView": "comparison",
+    "ComparisonTiming": "comparison",
     "ContextScore": "long_context",
     "CorpusCounts": "training",
     "CorpusScore": "evaluation",
     "DeadExpert": "experts",
+    "Difference": "comparison",
     "DoctorReport": "machine",
     "DomainText": "experts",
     "EarlierRouting": "experts",

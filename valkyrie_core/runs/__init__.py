@@ -22,6 +22,7 @@ from valkyrie_core.inventory import RunPlace, find_run, is_transcript, list_runs
 from valkyrie_core.paths import typed_path
 from valkyrie_core.report import (
     AllocateReport,
+    CompareReport,
     DoctorReport,
     EvalReport,
     ExpertsReport,
@@ -42,9 +43,11 @@ from valkyrie_core.runs.talk import OpenedChat, chat_report, generate, open_chat
 if TYPE_CHECKING:
     from valkyrie_core.allocate.proxy import Score as Score
     from valkyrie_core.allocate.search import SearchConfig
+    from valkyrie_core.compare.matching import Match
     from valkyrie_core.data.tokenizer import Tokenizer
     from valkyrie_core.nn.model import HybridLM
     from valkyrie_core.recipe import Recipe, Resolved
+    from valkyrie_core.runs.comparison import Begin, Reading
     from valkyrie_core.runs.search import Told
     from valkyrie_core.train.load import LoadedRun
     from valkyrie_core.train.progress import StepEvent as StepEvent
@@ -58,6 +61,7 @@ __all__ = [
     "allocate_search",
     "build_tokenizer",
     "chat_report",
+    "compare",
     "doctor",
     "evaluate",
     "evaluate_long_context",
@@ -134,6 +138,58 @@ def train(
         extend_steps=extend_steps,
         progress=progress,
         resume_command=resume_command or f"valkyrie train {recipe.name} --resume",
+    )
+
+
+def compare(
+    designs: Sequence[str],
+    *,
+    seeds: int = 3,
+    steps: int | None = None,
+    match: Match = "tokens",
+    runs_dir: str | Path = "runs",
+    out: str | Path | None = None,
+    resume: bool = False,
+    begin: Begin = lambda _name, _number, _count, _eta: lambda _event: None,
+    reading: Reading | None = None,
+    resume_command: str | None = None,
+) -> CompareReport:
+    """Trains designs on one text, in one order, and says which is better and how sure that is.
+
+    Trainings lie in `runs_dir/compare`, a design and seed each; what is finished there, or in a run
+    of the recipe's own name, is not trained again. The comparison is written into `out`.
+
+    Args:
+        designs: names or files of recipes, or runs; the first one is what others are set against.
+        seeds: trainings of each, from the seed of its recipe on.
+        steps: of the first design; None: its recipe's.
+        match: what trainings have in common: tokens, parameters and tokens (ffns are resized),
+            training FLOPs or seconds (the others train more or fewer steps).
+        out: a folder; None: results/A_vs_B.
+        resume: only go on with a comparison that was begun.
+        begin: called before every training.
+        reading: told how far a model has read what it is scored on.
+
+    Raises:
+        UsageError: designs that can't be compared.
+        RecipeError, MissingError: a design that is wrong, or not there.
+        StoppedError: a signal came; the same command goes on.
+        RunInUseError: another process compares into the same folder.
+        DivergedError: a training diverged.
+    """
+    from valkyrie_core.runs.comparison import compare_designs
+
+    return compare_designs(
+        designs,
+        seeds=seeds,
+        steps=steps,
+        match=match,
+        runs_dir=str(runs_dir),
+        out=None if out is None else typed_path(out),
+        resume=resume,
+        begin=begin,
+        reading=reading,
+        command=resume_command or f"valkyrie compare {' '.join(designs)}",
     )
 
 

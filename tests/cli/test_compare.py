@@ -1,0 +1,199 @@
+"""`valkyrie compare` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+ROOT = Path(__file__).parents[2]
+PNG = b"\x89PNG\r\n\x1a\n"
+PAIR = ("tiny/hybrid", "tiny/rwkv7")
+FILES = {
+    "comparison.md",
+    "comparison_plots.png",
+    "comparison_summary.json",
+    "training_curves_tiny-hybrid.png",
+    "training_curves_tiny-rwkv7.png",
+    "training_results_tiny-hybrid.json",
+    "training_results_tiny-rwkv7.json",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A folder with one comparison, `out`, and its runs; tests must leave it as it is."""
+    from valkyrie_core import runs
+
+    folder = tmp_path_factory.mktemp("compare")
+    runs.compare(PAIR, seeds=2, steps=4, runs_dir=folder / "runs", out=folder / "out")
+    return folder
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(whole, tmp_path / "compare"))
+
+
+def arguments(folder: Path, *more: str) -> tuple[str, ...]:
+    places = ("--runs-dir", str(folder / "runs"), "--out", str(folder / "out"))
+    return ("compare", *PAIR, "--seeds", "2", "--steps", "4", *places, *more)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The summary without what a clock measured and without folders."""
+    found: dict[str, Any] = json.loads((folder / "out" / "comparison_summary.json").read_text())
+    found.pop("timing")
+    found.pop("directory")
+    for one in found["contenders"]:
+        one["runs"] = [Path(run).name for run in one["runs"]]
+    return found
+
+
+def test_the_files(whole: Path) -> None:
+    assert {path.name for path in (whole / "out").iterdir()} >= FILES
+    assert (whole / "out" / "comparison_plots.png").read_bytes().startswith(PNG)
+    page = (whole / "out" / "comparison.md").read_text()
+    assert "# tiny-rwkv7 against tiny-hybrid" in page
+    assert "No difference was found" in page or " than tiny-hybrid " in page
+    results = json.loads((whole / "out" / "training_results_tiny-rwkv7.json").read_text())
+    assert [one["seed"] for one in results["trainings"]] == [2, 3]
+    assert all(Path(one["best_checkpoint"]).is_dir() for one in results["trainings"])
+
+
+def test_the_object_and_nothing_is_trained_again(
+    cli: Cli, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valkyrie_core.runs import comparison
+
+    def trained(*_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError("it was trained already")
+
+    before = summary(copied)
+    monkeypatch.setattr(comparison, "train_recipe", trained)
+    outcome = cli(*arguments(copied, "--json"))
+    assert outcome.code == 0, outcome.err
+    report = outcome.json
+    assert report["schema"] == "valkyrie.compare/1"
+    assert report["seeds"] == 2
+    assert set(report["views"]) == {"params", "flops", "seconds"}
+    assert [one["name"] for one in report["contenders"]] == ["tiny-hybrid", "tiny-rwkv7"]
+    first = report["metrics"][0]
+    assert first["name"] == "bits per byte"
+    assert first["difference"]["low"] < first["difference"]["value"] < first["difference"]["high"]
+    means = [sum(one["scores"]) / 2 for one in report["contenders"]]
+    assert first["difference"]["value"] == pytest.approx(means[1] - means[0])
+    assert report["verdict"].endswith(".")
+    assert summary(copied) == before
+
+
+def test_the_tables(cli: Cli, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    outcome = cli(*arguments(copied, "--resume"))
+    assert outcome.code == 0, outcome.err
+    for told in ("design", "bits per byte", "made equal", "flops", "off the curves", "Holm"):
+        assert told in outcome.out, told
+    assert "comparison.md" in outcome.err
+
+
+def test_a_design_against_itself_is_equal_to_the_last_bit(
+    cli: Cli, copied: Path, tmp_path: Path
+) -> None:
+    places = ("--runs-dir", str(copied / "runs"), "--out", str(tmp_path / "same"))
+    outcome = cli(
+        *("compare", "tiny/hybrid", "tiny/hybrid", "--seeds", "2", "--steps", "4"),
+        *places,
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    assert "equal to the last bit" in outcome.json["verdict"]
+    # one training serves both
+    assert outcome.json["contenders"][0]["runs"] == outcome.json["contenders"][1]["runs"]
+
+
+def test_more_seeds_only_train_what_is_missing(cli: Cli, copied: Path) -> None:
+    before = {path.name for path in (copied / "runs" / "compare").iterdir()}
+    args = [one if one != "2" else "3" for one in arguments(copied, "--json")]
+    outcome = cli(*args)
+    assert outcome.code == 0, outcome.err
+    assert "training 2 of 2" in outcome.err
+    assert len(list((copied / "runs" / "compare").iterdir())) == len(before) + 2
+    assert outcome.json["seeds"] == 3
+
+
+@pytest.mark.parametrize("match", ["params", "flops", "seconds"])
+def test_every_match(cli: Cli, copied: Path, tmp_path: Path, match: str) -> None:
+    places = ("--runs-dir", str(copied / "runs"), "--out", str(tmp_path / match))
+    outcome = cli(
+        *("compare", *PAIR, "--seeds", "1", "--steps", "4", "--match", match), *places, "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    report = outcome.json
+    assert report["match"] == match
+    assert [view["matched"] for view in report["views"].values()] == [
+        key == match for key in ("params", "flops", "seconds")
+    ]
+    assert "one seed says nothing of others" in report["verdict"]
+    sizes = [one["parameters"] for one in report["contenders"]]
+    flops = [one["training_flops"] for one in report["contenders"]]
+    if match == "params":
+        assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+    if match == "flops":
+        # steps are whole
+        assert flops[1] == pytest.approx(flops[0], rel=0.13)
+
+
+def test_a_quick_experiment(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    outcome = cli("compare", *PAIR, "--experiment", "quick", *places, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["seeds"] == 1
+    assert {one["steps"] for one in outcome.json["contenders"]} == {5}
+
+
+def test_mistakes(cli: Cli, tmp_path: Path) -> None:
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    outcome = cli("compare", "tiny/hybrid", *places)
+    assert outcome.code == 2
+    assert "two designs" in outcome.err
+    outcome = cli("compare", "tiny/hybrid", "tiny/hibrid", *places)
+    assert outcome.code == 4
+    assert "no recipe and no run" in outcome.err
+    outcome = cli("compare", *PAIR, *places, "--resume")
+    assert outcome.code == 4
+    assert "leave out --resume" in outcome.err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    outcome = cli("compare", *PAIR, "--runs-dir", str(tmp_path), "--out", str(tmp_path / "file"))
+    assert outcome.code == 7
+    assert "can't be made" in outcome.err
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_it_says_the_same(whole: Path, tmp_path: Path, cache: Path) -> None:
+    """The same summary, bit for bit, but for what a clock measured."""
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "valkyrie_cli", *arguments(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for seconds in (5, 8, 11):
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert summary(folder) == summary(whole)

@@ -1,0 +1,74 @@
+"""Designs are made comparable, and what was changed is said."""
+
+from __future__ import annotations
+
+from valkyrie_core.compare.contenders import Contender
+from valkyrie_core.compare.matching import at_equal, flops_per_token, on_one_text, trials
+from valkyrie_core.plan.parameters import weightless
+from valkyrie_core.recipe import Recipe
+
+
+def designs(*changes: str, second: str = "tiny/rwkv7") -> list[Contender]:
+    first, other = Recipe.load("tiny/hybrid"), Recipe.load(second, list(changes))
+    return [Contender("a", "tiny/hybrid", first), Contender("b", second, other)]
+
+
+def test_all_read_the_first_one_s_text() -> None:
+    both = designs("train.batch_size=2", "train.context_len=32", "train.steps=9", second="moe")
+    recipes, notes = on_one_text(both, None)
+    a, b = recipes["a"], recipes["b"]
+    assert b.data == a.data
+    assert b.model.vocab_size == a.model.vocab_size == a.data.tokenizer.vocab_size
+    assert (b.train.batch_size, b.train.context_len) == (a.train.batch_size, a.train.context_len)
+    assert (b.train.steps, b.train.eval_every) == (a.train.steps, a.train.eval_every)
+    # its own are its model, its optimizer and its schedule
+    assert b.model.core == both[1].recipe.model.core
+    assert b.train.optimizer == both[1].recipe.train.optimizer
+    assert notes[0] == "b reads a's text, with its tokenizer"
+    assert "batch_size 2 -> " in notes[1]
+    assert "steps 9 -> 20" in notes[1]
+
+
+def test_equal_recipes_need_no_notes() -> None:
+    recipes, notes = on_one_text(designs(second="tiny/hybrid"), None)
+    assert notes == []
+    assert recipes["a"] == recipes["b"]
+    recipes, _ = on_one_text(designs(), 7)
+    assert {one.train.steps for one in recipes.values()} == {7}
+
+
+def test_equal_flops_and_equal_seconds_are_steps() -> None:
+    recipes, _ = on_one_text(designs(), 100)
+    equal, notes = at_equal(recipes, "flops", {})
+    ratio = flops_per_token(recipes["a"]) / flops_per_token(recipes["b"])
+    assert equal["a"] == recipes["a"]
+    assert equal["b"].train.steps == round(100 * ratio)
+    assert "equal FLOPs" in notes[0]
+    equal, notes = at_equal(recipes, "seconds", {"a": 0.3, "b": 0.1})
+    assert equal["b"].train.steps == 300
+    assert "equal seconds" in notes[0]
+    assert at_equal(recipes, "tokens", {}) == (recipes, [])
+
+
+def test_equal_parameters_are_another_width() -> None:
+    recipes, _ = on_one_text(designs(), None)
+    equal, notes = at_equal(recipes, "params", {})
+    sizes = [weightless(one.model).num_parameters() for one in equal.values()]
+    assert abs(sizes[1] / sizes[0] - 1) < 0.01
+    assert equal["b"].train.steps == recipes["b"].train.steps
+    assert "hidden_dim resized" in notes[0]
+
+
+def test_trials_come_seed_by_seed() -> None:
+    both = designs("seed=40")
+    recipes, _ = on_one_text(both, None)
+    todo = trials(recipes, both, 2, "elsewhere")
+    assert [(one.contender, one.seed) for one in todo] == [("a", 0), ("b", 40), ("a", 1), ("b", 41)]
+    assert all(one.recipe.runs_dir == "elsewhere/compare" for one in todo)
+    assert all(one.recipe.seed == one.seed for one in todo)
+    assert len({one.recipe.name for one in todo}) == 4
+    # another budget is another run
+    shorter, _ = on_one_text(both, 3)
+    assert not {one.recipe.name for one in todo} & {
+        one.recipe.name for one in trials(shorter, both, 2, "runs")
+    }

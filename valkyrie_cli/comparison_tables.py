@@ -1,0 +1,96 @@
+"""The tables of `valkyrie compare`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from valkyrie_cli.render import human_count, human_seconds, make_table, safe_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from valkyrie_core.report import ComparedMetric, CompareReport
+
+
+def draw_comparison(report: CompareReport, console: Console) -> None:
+    """The verdict, the designs, the differences, and the three ways to be equal."""
+    console.print(safe_line(report.verdict), style="bold", soft_wrap=True)
+    _draw_designs(report, console)
+    _draw_differences(report, console)
+    _draw_views(report, console)
+    for note in report.notes:
+        console.print(f"- {safe_line(note)}", soft_wrap=True)
+
+
+def _draw_designs(report: CompareReport, console: Console) -> None:
+    columns = ["design", "bits per byte", "parameters", "of a token", "steps", "FLOPs", "s/step"]
+    table = make_table(*columns, right=columns[1:])
+    for one in report.contenders:
+        table.add_row(
+            safe_line(one.name),
+            f"{one.score:.4f}",
+            human_count(float(one.parameters)),
+            human_count(float(one.active_parameters)),
+            f"{one.steps:,}",
+            f"{one.training_flops:.3g}",
+            f"{report.timing.step_seconds[one.name]:.3f}",
+        )
+    console.print(table)
+    seeds = "one seed" if report.seeds == 1 else f"{report.seeds} seeds"
+    console.print(f"Means over {seeds}; lower bits per byte are better.")
+
+
+def _draw_differences(report: CompareReport, console: Console) -> None:
+    columns = ["metric", "design", "difference", "95 %", "p", "would be found", "outcome"]
+    table = make_table(*columns, right=["difference", "p", "would be found"])
+    for one in report.metrics:
+        gap = one.difference
+        table.add_row(
+            safe_line(one.name.removeprefix("bits per byte: ")),
+            safe_line(one.contender),
+            f"{gap.value:+.4f}",
+            _interval(one),
+            _number(gap.p_holm),
+            _number(gap.detectable),
+            one.outcome,
+            style="bold" if one.outcome != "not enough evidence" else None,
+        )
+    console.print(table)
+    console.print(
+        f"Bits per byte less {safe_line(report.reference)}'s, over other seeds and other items; p "
+        "after Holm's correction. Would be found: the smallest true difference that this "
+        "comparison finds four times in five."
+    )
+
+
+def _interval(one: ComparedMetric) -> str:
+    gap = one.difference
+    return "-" if gap.low is None or gap.high is None else f"{gap.low:+.4f} to {gap.high:+.4f}"
+
+
+def _draw_views(report: CompareReport, console: Console) -> None:
+    names = [one.name for one in report.contenders]
+    steps = {one.name: one.steps for one in report.contenders}
+    others = [f"{name} off the curves" for name in names[1:]]
+    columns = ["equal", "made equal", *map(safe_line, names), *map(safe_line, others)]
+    table = make_table(*columns, right=columns[2:])
+    for key, view in report.views.items():
+        if key == "seconds":
+            spent = [report.timing.step_seconds[name] * steps[name] for name in names]
+            values = [human_seconds(seconds) for seconds in spent]
+            gaps = report.timing.difference_at_equal_seconds
+        else:
+            values = [human_count(view.values[name] or 0.0) for name in names]
+            gaps = view.difference_at_equal
+        made = "yes" if view.matched else ""
+        told = ["-" if (gap := gaps.get(name)) is None else f"{gap:+.4f}" for name in names[1:]]
+        table.add_row(key, made, *values, *told)
+    console.print(table)
+    console.print(
+        "Off the curves: bits per byte less the reference's where both had spent as much; the one "
+        "that is cut short there had not finished its schedule."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,140 @@
+"""What one trained model scores on every item, kept beside the comparison.
+
+An item is a document. Where a corpus has few of them, an item is a stretch of one: stretches of one
+document resemble each other, and an interval over them speaks of these documents alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from valkyrie_core.cache import cache_dir
+from valkyrie_core.compare.statistics import Array
+from valkyrie_core.config import Config
+from valkyrie_core.data.dataset import prepare
+from valkyrie_core.errors import CheckpointError, ResourceError
+from valkyrie_core.evaluate.bits import ItemScore, item_scores
+from valkyrie_core.train.checkpoint import step_directory
+from valkyrie_core.train.device import resolve_precision
+from valkyrie_core.train.load import load_run
+from valkyrie_core.train.manifest import MANIFEST
+from valkyrie_core.train.storage import Storage
+
+FEW_DOCUMENTS = 10
+"""Documents of a corpus below which items are stretches."""
+STRETCH = 1024
+"""Tokens of one."""
+
+
+class CorpusItems(Config):
+    """The items of one corpus, in its order."""
+
+    stretches: bool
+    """Whether items are stretches of documents."""
+    documents: int
+    """From which they are."""
+    items: tuple[tuple[int, int, float, int], ...]
+    """(document, stretch, nats, bytes) of each."""
+
+
+class RunScores(Config):
+    """What a model scores."""
+
+    checkpoint: str
+    """Hash of what was scored: another checkpoint has another one."""
+    tokens: int
+    """Of each corpus, at most."""
+    corpora: dict[str, CorpusItems]
+    """By name, in the recipe's order."""
+
+
+def scores_of(
+    run: Path,
+    step: int,
+    tokens: int,
+    kept: Path,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RunScores:
+    """The scores of a run's checkpoint; what `kept` holds is not computed again.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read.
+        DivergedError: a loss is not finite.
+        ResourceError: `kept` can't be written.
+    """
+    checkpoint = _identity(run, step)
+    found = _read(kept)
+    if found is not None and (found.checkpoint, found.tokens) == (checkpoint, tokens):
+        return found
+    loaded = load_run(run, step=step)
+    recipe = loaded.recipe
+    dataset = prepare(recipe.data, cache=cache_dir(), tokenizer=loaded.tokenizer)
+    precision = resolve_precision(recipe.train.precision, loaded.model.embedding.weight.device)
+    corpora = {}
+    for name, corpus in dataset.corpora.items():
+        few = _documents(corpus.validation.doc_starts, tokens) < FEW_DOCUMENTS
+        items = item_scores(
+            loaded.model,
+            corpus.validation,
+            context_len=recipe.train.longest_context,
+            context="window",
+            max_tokens=tokens,
+            stretch=STRETCH if few else None,
+            precision=precision,
+            progress=None if progress is None else _named(progress, name),
+        )
+        corpora[name] = CorpusItems(
+            stretches=few,
+            documents=len({one.document for one in items}),
+            items=tuple(tuple(one) for one in items),
+        )
+    scores = RunScores(checkpoint=checkpoint, tokens=tokens, corpora=corpora)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        Storage().replace_json(kept, scores.model_dump(mode="json"))
+    except OSError as error:
+        raise ResourceError(f"{kept} can't be written: {error.strerror}") from error
+    return scores
+
+
+def _named(progress: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
+    return lambda read, total: progress(name, read, total)
+
+
+def _identity(run: Path, step: int) -> str:
+    """Of a checkpoint: its manifest has the hash of every file."""
+    path = step_directory(run / "checkpoints", step) / MANIFEST
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _documents(doc_starts: npt.NDArray[np.int64], tokens: int) -> int:
+    """Documents that begin within the first so many tokens."""
+    return int((np.asarray(doc_starts[:-1]) < tokens).sum())
+
+
+def _read(kept: Path) -> RunScores | None:
+    try:
+        return RunScores.model_validate_json(kept.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def bits_SI(runs: Sequence[RunScores], corpora: Sequence[str]) -> tuple[Array, Array]:
+    """Bits per byte of every seed and item, and the items' bytes."""
+    rows, sizes = [], np.zeros(0)
+    for run in runs:
+        items = [ItemScore(*item) for name in corpora for item in run.corpora[name].items]
+        sizes = np.array([one.bytes for one in items], dtype=np.float64)
+        rows.append(np.array([one.nats for one in items]) / math.log(2) / sizes)
+    return np.stack(rows), sizes

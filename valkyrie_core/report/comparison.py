@@ -1,0 +1,140 @@
+"""What `valkyrie compare` answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from valkyrie_core.report.base import Part, Report
+
+
+class Difference(Part):
+    """One contender's mean score less the reference's, and what is known of it.
+
+    None: one seed, or one item, can't tell.
+    """
+
+    value: float
+    """Over seeds, of items by their weight."""
+    low: float | None
+    """The 95 % interval, over other seeds and other items."""
+    high: float | None
+    """Likewise."""
+    p: float | None
+    """Of a difference as large if there were none, over other seeds and other items."""
+    p_holm: float | None
+    """The same, corrected for all metrics and contenders."""
+    p_items: float | None
+    """For these very models and other items alone: signs of the items are flipped."""
+    from_seeds: float | None
+    """The share of the squared standard error that the seeds make; the rest is the items'."""
+    effect_size: float | None
+    """The mean over the standard deviation of the seeds' means."""
+    detectable: float | None
+    """The smallest true difference that this comparison finds with a power of 80 %."""
+    seeds_needed: int | None
+    """Seeds that would find a difference like this one with that power; None: more than 1,000, or
+    more items first."""
+
+
+class ComparedMetric(Part):
+    """One number that designs are compared by."""
+
+    name: str
+    """`bits per byte`, or that of one corpus: `bits per byte: plays`."""
+    contender: str
+    """The design that is set against the reference."""
+    lower_is_better: bool
+    """Which way is better."""
+    items: int
+    """Documents, or stretches of them."""
+    seeds: int
+    """Pairs of trainings."""
+    reference_mean: float
+    """The reference's score."""
+    contender_mean: float
+    """The contender's."""
+    difference: Difference
+    """Contender less reference."""
+    outcome: Literal["better", "worse", "not enough evidence"]
+    """Of the contender; after Holm's correction."""
+
+
+class ComparedDesign(Part):
+    """One contender, as it was trained."""
+
+    name: str
+    """Its name in this comparison."""
+    source: str
+    """The recipe or run that was named."""
+    parameters: int
+    """All of them."""
+    active_parameters: int
+    """Those that a token meets."""
+    steps: int
+    """Optimizer steps of each training."""
+    tokens: int
+    """Training tokens of each."""
+    training_flops: int
+    """Of each training, by formula."""
+    runs: list[str]
+    """Directories of its trainings, a seed each."""
+    seeds: list[int]
+    """Their seeds."""
+    score: float
+    """Bits per byte, mean over seeds."""
+    scores: list[float]
+    """By seed."""
+
+
+class ComparedView(Part):
+    """One way to call two designs equal."""
+
+    matched: bool
+    """Whether trainings were made equal in this."""
+    values: dict[str, float | None]
+    """By contender; None where the number is in `timing`."""
+    difference_at_equal: dict[str, float | None]
+    """By contender, bits per byte less the reference's where both had spent as much: read off the
+    validation curves at the smaller of both budgets. The one that is cut short had not finished its
+    schedule. None: the curves do not reach there, or the number is in `timing`."""
+
+
+class ComparisonTiming(Part):
+    """Everything that was measured with a clock."""
+
+    step_seconds: dict[str, float]
+    """By contender, of one step, side by side before the trainings."""
+    training_seconds: dict[str, list[float]]
+    """By contender and seed."""
+    difference_at_equal_seconds: dict[str, float | None]
+    """As `difference_at_equal`, by the seconds of steps."""
+    seconds: float
+    """Of the whole command, in this sitting."""
+
+
+class CompareReport(Report):
+    """Which design is better, on what evidence, at which cost."""
+
+    schema_: Literal["valkyrie.compare/1"] = Field(default="valkyrie.compare/1", alias="schema")
+    verdict: str
+    """One sentence."""
+    reference: str
+    """The contender that the others are set against."""
+    match: Literal["tokens", "params", "flops", "seconds"]
+    """What trainings have in common."""
+    seeds: int
+    """Trainings of each contender."""
+    contenders: list[ComparedDesign]
+    """The reference first."""
+    metrics: list[ComparedMetric]
+    """Bits per byte of everything first, then by corpus."""
+    views: dict[Literal["params", "flops", "seconds"], ComparedView]
+    """The same under every way to call designs equal."""
+    notes: list[str]
+    """What was changed to compare, and what a reader should know."""
+    directory: str
+    """Where the comparison lies."""
+    timing: ComparisonTiming
+    """The only part that differs when the same is done again."""

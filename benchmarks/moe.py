@@ -23,18 +23,14 @@ import torch
 
 from benchmarks import quiet, result, tables
 from benchmarks.jobs import run_jobs
-from benchmarks.timing import Call, side_by_side
+from benchmarks.timing import side_by_side
 from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.page import estimate
 from valkyrie_core.allocate.statistics import difference, mean_of
+from valkyrie_core.compare.speed import training_step
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import StoppedError, ValkyrieError
-from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.report import Estimate
-from valkyrie_core.train.after_backward import StepAfterBackward
-from valkyrie_core.train.device import autocast, resolve_precision
-from valkyrie_core.train.optim import build_optimizers
-from valkyrie_core.train.routing import Routing
 from valkyrie_core.train.storage import Storage
 
 log = logging.getLogger("valkyrie")
@@ -167,7 +163,7 @@ def _measure_speed(runs_dir: Path) -> None:
     torch.set_num_threads(1)
     try:
         arms = {arm: one for arm, one in ARMS.items() if one.seconds_of is None}
-        calls = {arm: _step(arm_recipe(arm, 0, runs_dir)) for arm in arms}
+        calls = {arm: training_step(arm_recipe(arm, 0, runs_dir)) for arm in arms}
         timings = side_by_side(
             calls, repeats=ROUNDS, sample_seconds=1, announce=lambda text: log.info("%s", text)
         )
@@ -180,30 +176,6 @@ def _measure_speed(runs_dir: Path) -> None:
         torch.set_num_threads(threads)
     FOLDER.mkdir(parents=True, exist_ok=True)
     Storage().replace_json(FOLDER / SPEED, content)
-
-
-def _step(recipe: Recipe) -> Call:
-    """A step of a training over tokens drawn at random."""
-    torch.manual_seed(0)
-    model, train = HybridLM(recipe.model), recipe.train
-    precision = resolve_precision(train.precision, torch.device("cpu"))
-    optimizers = build_optimizers(train.optimizer, model)
-    update = StepAfterBackward(model, optimizers, train.clip_grad_norm, RuntimeError)
-    routing = Routing(model, optimizers)
-    shape = (train.batch_size, train.context_len + 1)
-    windows_BT = torch.randint(recipe.data.tokenizer.vocab_size, shape)
-
-    def call() -> None:
-        routing.restart()
-        state = model.init_state(train.batch_size)
-        with autocast(precision, torch.device("cpu")):
-            loss, _, told = model.loss(windows_BT[:, :-1], windows_BT[:, 1:], state)
-        torch.autograd.backward(loss)
-        routing.add(told, 1.0)
-        update.finish(float(loss.detach()))
-        routing.finish(1.0)
-
-    return call
 
 
 def _train(arm: str, seed: int, runs_dir: Path) -> None:

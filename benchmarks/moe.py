@@ -203,7 +203,7 @@ def _train(arm: str, seed: int, runs_dir: Path) -> None:
         content["layers"] = [
             {
                 "max_vio": layer.max_vio,
-                "dead": len(layer.dead),
+                "dead": len(layer.dead or ()),
                 "effective_experts": layer.effective_experts,
             }
             for layer in report.layers

@@ -28,6 +28,7 @@ from valkyrie_core.data.readers.files import FilesCorpus
 from valkyrie_core.data.readers.hub import HubCorpus
 from valkyrie_core.data.readers.package import PackageCorpus
 from valkyrie_core.data.readers.python import PythonCorpus
+from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import MissingError, RecipeError
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "PackageCorpus",
     "Piece",
     "PythonCorpus",
+    "QuestionsCorpus",
     "SplitHoldout",
     "TextFormat",
     "chat_pieces",
@@ -56,7 +58,7 @@ __all__ = [
 log = logging.getLogger("valkyrie")
 
 Corpus = Annotated[
-    ArithmeticCorpus | FilesCorpus | HubCorpus | PackageCorpus | PythonCorpus,
+    ArithmeticCorpus | FilesCorpus | HubCorpus | PackageCorpus | PythonCorpus | QuestionsCorpus,
     Discriminator("type"),
 ]
 

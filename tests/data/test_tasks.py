@@ -1,0 +1,196 @@
+"""Questions with exact answers: every answer by another way, splits that never meet."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from valkyrie_core.data.corpus import read_corpus
+from valkyrie_core.data.readers.questions import QuestionsCorpus, TaskConfig
+from valkyrie_core.data.tasks.expression import ExpressionConfig
+from valkyrie_core.data.tasks.khop import KHopConfig
+from valkyrie_core.data.tasks.maze import MOVES, MazeConfig
+from valkyrie_core.data.tasks.sudoku import SudokuConfig, num_solutions
+from valkyrie_core.data.tasks.task import Example, constant_answer, correct, examples
+from valkyrie_core.errors import RecipeError
+
+TASKS: dict[str, Any] = {
+    "khop": KHopConfig(),
+    "khop of two": KHopConfig(symbols=2, hops=(1,)),
+    "expression": ExpressionConfig(),
+    "expression modulo 2": ExpressionConfig(modulus=2, depths=(2, 5)),
+    "sudoku 4x4": SudokuConfig(blanks=(1, 10)),
+    "sudoku 6x6": SudokuConfig(size=6, blanks=(18,)),
+    "maze": MazeConfig(sizes=(2, 5)),
+}
+
+
+def drawn(task: Any, count: int = 24, *, held_out: bool = False, seed: int = 0) -> list[Example]:
+    return list(examples(task, count, seed=seed, held_out=held_out, fraction=0.3))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_levels_take_turns_and_draws_repeat(name: str) -> None:
+    task = TASKS[name]
+    found = drawn(task, 12)
+    levels = itertools.cycle(task.difficulties)
+    assert [one.difficulty for one in found] == [next(levels) for _ in found]
+    assert found == drawn(task, 12)
+    # an example does not depend on how many there are
+    assert found[:5] == drawn(task, 5)
+    assert found != drawn(task, 12, seed=1)
+    assert all(
+        correct(one, f" {one.answer}\n") and not correct(one, one.answer + "x") for one in found
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "khop of two"])
+def test_no_held_out_question_is_trained_on_whatever_the_seed(name: str) -> None:
+    task = TASKS[name]
+    train = {one.canonical for seed in (0, 1, 2) for one in drawn(task, seed=seed)}
+    asked = {one.canonical for seed in (0, 1, 2) for one in drawn(task, held_out=True, seed=seed)}
+    assert not train & asked
+
+
+def test_arrows_by_following_them() -> None:
+    for one in drawn(TASKS["khop"], 40):
+        arrows, question = one.prompt.split(" | ")
+        target = dict(arrow.split(">") for arrow in arrows.split())
+        assert len(target) == 8
+        at, hops, sign = question.split()
+        assert (int(hops), sign) == (one.difficulty, "=")
+        for _ in range(one.difficulty):
+            at = target[at]
+        assert at == one.answer
+
+
+def test_the_order_of_arrows_is_no_other_question() -> None:
+    two = KHopConfig(symbols=2, hops=(1,))
+    prompts: dict[str, set[str]] = {}
+    for index in range(60):
+        one = two.sample(np.random.default_rng(index), 1)
+        prompts.setdefault(one.canonical, set()).add(one.prompt)
+    # two permutations and two starts; each can be written in two orders
+    assert len(prompts) == 4
+    assert all(len(ways) == 2 for ways in prompts.values())
+
+
+@pytest.mark.parametrize("name", ["expression", "expression modulo 2"])
+def test_expressions_by_python(name: str) -> None:
+    task = TASKS[name]
+    for one in drawn(task, 40):
+        assert re.fullmatch(r"[-+*%()\d]+ = ", one.prompt)
+        assert eval(one.prompt.removesuffix(" = ")) == int(one.answer)
+        depth = max(itertools.accumulate((c == "(") - (c == ")") for c in one.prompt))
+        assert depth == one.difficulty
+
+
+@pytest.mark.parametrize("name", ["sudoku 4x4", "sudoku 6x6"])
+def test_puzzles_have_one_solution_and_it_is_the_answer(name: str) -> None:
+    task = TASKS[name]
+    size = task.size
+    rows, columns = {4: (2, 2), 6: (2, 3)}[size]
+    for one in drawn(task, 10):
+        puzzle, answer = one.prompt.removesuffix(" = "), one.answer
+        assert puzzle.count(".") == one.difficulty
+        assert all(p in (".", a) for p, a in zip(puzzle, answer, strict=True))
+        grid = np.array([[int(c) for c in row] for row in answer.split("/")])
+        numbers = set(range(1, size + 1))
+        assert all(set(line) == numbers for line in [*grid.tolist(), *grid.T.tolist()])
+        for r, c in itertools.product(range(0, size, rows), range(0, size, columns)):
+            assert set(grid[r : r + rows, c : c + columns].flatten().tolist()) == numbers
+        cells = [0 if c == "." else int(c) for c in puzzle if c != "/"]
+        assert num_solutions(cells, size, limit=3) == 1
+
+
+def test_solutions_are_counted() -> None:
+    assert num_solutions([0] * 16, 4, limit=1000) == 288
+
+
+def test_ways_lead_there_and_there_is_no_other() -> None:
+    for one in drawn(TASKS["maze"], 20):
+        picture = one.prompt.removesuffix("\n= ").split("\n")
+        cells = {(r, c): x for r, row in enumerate(picture) for c, x in enumerate(row)}
+        at = next(place for place, x in cells.items() if x == "S")
+        for move in one.answer:
+            for _ in range(2):
+                at = (at[0] + MOVES[move][0], at[1] + MOVES[move][1])
+                assert cells[at] != "#"
+        assert cells[at] == "E"
+        free = {place for place, x in cells.items() if x != "#"}
+        doors = sum((r, c + 1) in free for r, c in free) + sum((r + 1, c) in free for r, c in free)
+        # connected by walks above, and a tree: one door fewer than places
+        assert doors == len(free) - 1
+
+
+def test_all_trees_are_as_likely() -> None:
+    """A 2 x 2 maze has four spanning trees."""
+    draws = [MazeConfig(sizes=(2,)).sample(np.random.default_rng(i), 2) for i in range(2000)]
+    walls = [re.sub("[SE]", " ", one.prompt) for one in draws]
+    counts = [walls.count(one) for one in set(walls)]
+    assert len(counts) == 4
+    assert all(400 < count < 600 for count in counts)
+
+
+def test_one_answer_for_all() -> None:
+    def example(answer: str) -> Example:
+        return Example("", answer, 1, answer)
+
+    train = [example(answer) for answer in "aab"]
+    assert constant_answer(train, [example(answer) for answer in "abab"]) == 0.5
+    # of equal ones the first
+    assert constant_answer(train[1:], [example("a")]) == 1
+    khop = TASKS["khop"]
+    # eight symbols, each as likely
+    guessed = constant_answer(drawn(khop, 200), drawn(khop, 200, held_out=True))
+    assert guessed < 0.25
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "khop", "symbols": 1},
+        {"type": "khop", "hops": [0]},
+        {"type": "expression", "depths": [9]},
+        {"type": "sudoku", "size": 5},
+        {"type": "sudoku", "blanks": [13]},
+        {"type": "maze", "sizes": [1]},
+        {"type": "riddle"},
+    ],
+)
+def test_what_can_not_be_asked_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(TaskConfig).validate_python(wrong)
+
+
+def test_a_corpus_of_questions(tmp_path: Path) -> None:
+    corpus = QuestionsCorpus.model_validate(
+        {"type": "questions", "task": {"type": "khop"}, "examples": 50, "validation_examples": 20}
+    )
+    read = read_corpus("questions", corpus, cache=tmp_path)
+    assert len(read.train) + read.dropped.get("duplicate", 0) == 50
+    assert len(read.validation) == 20
+    first = corpus.held_out()[0]
+    document = read.validation[0]
+    assert document.text == f"{first.prompt}{first.answer}\n"
+    assert document.scored_bytes == len(first.answer) + 1
+    assert document.name == f"validation/{first.difficulty}/000000"
+    assert corpus.digest(tmp_path) == corpus.model_copy(update={"weight": 3.0}).digest(tmp_path)
+
+
+def test_a_family_that_is_too_small_says_so(tmp_path: Path) -> None:
+    corpus = QuestionsCorpus.model_validate(
+        {
+            "type": "questions",
+            "task": {"type": "khop", "symbols": 2, "hops": [1]},
+            "holdout": {"fraction": 1e-9},
+        }
+    )
+    with pytest.raises(RecipeError, match="no question of difficulty 1 is held out"):
+        read_corpus("questions", corpus, cache=tmp_path)

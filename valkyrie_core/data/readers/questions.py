@@ -1,0 +1,91 @@
+"""The corpus `questions`: a task's questions and answers, of which the answers alone are scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field
+
+from valkyrie_core.config import Config
+from valkyrie_core.data.cache import fingerprint
+from valkyrie_core.data.documents import Document, Drops, Piece
+from valkyrie_core.data.formats import TextFormat
+from valkyrie_core.data.tasks.expression import ExpressionConfig
+from valkyrie_core.data.tasks.khop import KHopConfig
+from valkyrie_core.data.tasks.maze import MazeConfig
+from valkyrie_core.data.tasks.sudoku import SudokuConfig
+from valkyrie_core.data.tasks.task import Example, examples
+from valkyrie_core.errors import RecipeError
+
+VERSION = 1
+"""Of the text that is made from a description."""
+
+TaskConfig = Annotated[
+    ExpressionConfig | KHopConfig | MazeConfig | SudokuConfig, Discriminator("type")
+]
+
+
+class QuestionsHoldout(Config):
+    """Holds out questions by a hash of what they ask: training never shows one of validation's."""
+
+    type: Literal["questions"] = "questions"
+    fraction: float = Field(default=0.1, gt=0, lt=1)
+    """The share of all questions that validation alone asks."""
+
+
+class QuestionsCorpus(Config):
+    """Documents of one question and its answer, from a seed; levels of difficulty take turns."""
+
+    type: Literal["questions"] = "questions"
+    task: TaskConfig
+    """What is asked."""
+    examples: int = Field(default=20_000, ge=1)
+    """Training questions."""
+    validation_examples: int = Field(default=500, ge=1)
+    """Held-out questions."""
+    seed: int = Field(default=0, ge=0)
+    """Another seed, other questions."""
+    format: TextFormat = TextFormat()
+    """Always text."""
+    holdout: QuestionsHoldout = QuestionsHoldout()
+    """Which questions are kept for validation."""
+    weight: float = Field(default=1.0, gt=0)
+    """This corpus's share of the training samples, relative to the others'."""
+
+    def digest(self, cache: Path) -> str:
+        """A hash of the description: the text follows from it."""
+        return fingerprint([VERSION, self.model_dump(mode="json", exclude={"weight"})])
+
+    def read(self, cache: Path, drops: Drops) -> tuple[list[Document], list[Document]]:
+        """Training and held-out questions. Raises RecipeError where a level has none."""
+        try:
+            return (
+                [_document("train", i, one) for i, one in enumerate(self.training())],
+                [_document("validation", i, one) for i, one in enumerate(self.held_out())],
+            )
+        except ValueError as error:
+            raise RecipeError(
+                str(error), hint="another difficulty, or a larger task, has more questions"
+            ) from None
+
+    def training(self) -> list[Example]:
+        """The questions that are trained on."""
+        return self._examples(self.examples, held_out=False)
+
+    def held_out(self) -> list[Example]:
+        """The questions that validation asks."""
+        return self._examples(self.validation_examples, held_out=True)
+
+    def _examples(self, count: int, *, held_out: bool) -> list[Example]:
+        fraction = self.holdout.fraction
+        return list(
+            examples(self.task, count, seed=self.seed, held_out=held_out, fraction=fraction)
+        )
+
+
+def _document(split: str, index: int, example: Example) -> Document:
+    name = f"{split}/{example.difficulty}/{index:06d}"
+    # the end of the line ends the answer, and is scored with it
+    pieces = (Piece(example.prompt, scored=False), Piece(example.answer + "\n"))
+    return Document(name, pieces)

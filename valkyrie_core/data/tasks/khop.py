@@ -1,0 +1,59 @@
+"""k-hop pointer chasing: follow arrows from a symbol, k times.
+
+    c>a b>d a>b d>c | b 3 = a
+
+Every symbol has one arrow out; which arrow comes where is drawn anew for every question, so that
+nothing but following them answers it (Saunshi et al. 2025, arXiv 2502.17416, ask for p hops).
+"""
+
+from __future__ import annotations
+
+import string
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from valkyrie_core.config import Config
+from valkyrie_core.data.tasks.task import Example
+
+SYMBOLS = string.ascii_lowercase
+
+
+class KHopConfig(Config):
+    """How many arrows, and how many of them are followed."""
+
+    type: Literal["khop"] = "khop"
+    symbols: int = Field(default=8, ge=2, le=len(SYMBOLS))
+    """Symbols, each with one arrow."""
+    hops: tuple[int, ...] = Field(default=(1, 2, 3, 4), min_length=1)
+    """Arrows that are followed; the levels of difficulty."""
+
+    @model_validator(mode="after")
+    def _hops_are_some(self) -> KHopConfig:
+        if min(self.hops) < 1:
+            raise ValueError("hops are at least 1")
+        return self
+
+    @property
+    def difficulties(self) -> tuple[int, ...]:
+        """The numbers of hops."""
+        return tuple(sorted(set(self.hops)))
+
+    def sample(self, draw: np.random.Generator, difficulty: int) -> Example:
+        """One question; arrows are a permutation, so that no symbol is more likely at the end."""
+        target = draw.permutation(self.symbols)
+        order = draw.permutation(self.symbols)
+        start = int(draw.integers(self.symbols))
+        end = start
+        for _ in range(difficulty):
+            end = int(target[end])
+        arrows = " ".join(f"{SYMBOLS[i]}>{SYMBOLS[target[i]]}" for i in order)
+        sorted_arrows = "".join(SYMBOLS[i] for i in target)
+        return Example(
+            f"{arrows} | {SYMBOLS[start]} {difficulty} = ",
+            SYMBOLS[end],
+            difficulty,
+            # the order of the arrows changes nothing
+            f"{sorted_arrows} {start} {difficulty}",
+        )

@@ -17,6 +17,7 @@ def draw_comparison(report: CompareReport, console: Console) -> None:
     console.print(safe_line(report.verdict), style="bold", soft_wrap=True)
     _draw_designs(report, console)
     _draw_differences(report, console)
+    _draw_accuracy(report, console)
     _draw_views(report, console)
     for note in report.notes:
         console.print(f"- {safe_line(note)}", soft_wrap=True)
@@ -46,7 +47,7 @@ def _draw_differences(report: CompareReport, console: Console) -> None:
     for one in report.metrics:
         gap = one.difference
         table.add_row(
-            safe_line(one.name.removeprefix("bits per byte: ")),
+            safe_line(one.name),
             safe_line(one.contender),
             f"{gap.value:+.4f}",
             _interval(one),
@@ -57,10 +58,21 @@ def _draw_differences(report: CompareReport, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"Bits per byte less {safe_line(report.reference)}'s, over other seeds and other items; p "
+        f"Each less {safe_line(report.reference)}'s, over other seeds and other items; p "
         "after Holm's correction. Would be found: the smallest true difference that this "
         "comparison finds four times in five."
     )
+
+
+def _draw_accuracy(report: CompareReport, console: Console) -> None:
+    """Right answers by level; nothing where no questions were asked."""
+    for corpus, levels in report.contenders[0].accuracy.items():
+        columns = [safe_line(corpus), *(f"level {level}" for level in levels)]
+        table = make_table(*columns, right=columns[1:])
+        for one in report.contenders:
+            shares = (f"{share:.1%}" for share in one.accuracy[corpus].values())
+            table.add_row(safe_line(one.name), *shares)
+        console.print(table)
 
 
 def _interval(one: ComparedMetric) -> str:

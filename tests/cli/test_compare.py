@@ -197,3 +197,37 @@ def test_killed_at_any_time_it_says_the_same(whole: Path, tmp_path: Path, cache:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert summary(folder) == summary(whole)
+
+
+def test_questions_are_compared_by_right_answers(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    other = tmp_path / "other.yaml"
+    text = (ROOT / "recipes" / "tiny" / "questions.yaml").read_text()
+    other.write_text(
+        text.replace("name: tiny-questions", "name: other").replace("dim: 32", "dim: 16")
+    )
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    outcome = cli(
+        *("compare", "tiny/questions", str(other), "--seeds", "2", "--steps", "3"),
+        *places,
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    metrics = outcome.json["metrics"]
+    assert [one["name"] for one in metrics[:3]] == [
+        "accuracy",
+        "accuracy: khop",
+        "accuracy: expression",
+    ]
+    assert not metrics[0]["lower_is_better"]
+    assert len(metrics[0]["mcnemar"]) == 2
+    assert 0 < metrics[1]["constant_answer"] < 1
+    assert metrics[5]["name"] == "bits per byte"
+    accuracy = outcome.json["contenders"][0]["accuracy"]
+    assert set(accuracy) == {"khop", "expression", "sudoku", "maze"}
+    assert set(accuracy["khop"]) == {"1", "2"}
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "## Right answers, by difficulty" in page
+    outcome = cli(
+        *("compare", "tiny/questions", str(other), "--seeds", "2", "--steps", "3"), *places
+    )
+    assert "level 2" in outcome.out

@@ -17,6 +17,7 @@ def scores(bits: dict[str, list[float]], sizes: list[int]) -> RunScores:
     return RunScores(
         checkpoint="x",
         tokens=1000,
+        answers={},
         corpora={
             name: CorpusItems(
                 stretches=False,

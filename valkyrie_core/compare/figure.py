@@ -21,9 +21,11 @@ def draw_comparison(report: CompareReport, curves: Mapping[str, Sequence[Curve]]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    asked = list(report.contenders[0].accuracy)
+    rows = 2 + -(-len(asked) // 2)
+    figure = Figure(figsize=(11, 4.25 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2).flatten()
+    axes = figure.subplots(rows, 2).flatten()
     designs = {one.name: one for one in report.contenders}
     panels = {
         "tokens": {name: one.tokens / one.steps for name, one in designs.items()},
@@ -38,6 +40,10 @@ def draw_comparison(report: CompareReport, curves: Mapping[str, Sequence[Curve]]
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
     _differences(axes[3], report.metrics, report.reference)
+    for axis, corpus in zip(axes[4:], asked, strict=False):
+        _by_difficulty(axis, report, corpus)
+    if len(asked) % 2:
+        axes[-1].set_visible(False)
     for axis in axes:
         axis.grid(color=_GRID, linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -76,12 +82,33 @@ def _differences(axis: Any, metrics: Sequence[ComparedMetric], reference: str) -
             colour = _COLOURS[1] if sure else _ZERO
             axis.plot([gap.low, gap.high], [place, place], color=colour, linewidth=1.5)
     axis.axvline(0, color=_ZERO, linewidth=1)
-    names = [one.name.removeprefix("bits per byte: ") for one in shown]
+    names = [one.name for one in shown]
     if several:
         names = [f"{one.contender}: {name}" for one, name in zip(shown, names, strict=True)]
     axis.set_yticks(range(len(shown)), [_label(name) for name in names])
     axis.set_ylim(-0.7, len(shown) - 0.3)
-    axis.set_xlabel(f"bits per byte less {_label(reference)}'s: left is better\n95 % intervals")
+    units = sorted({one.unit for one in metrics}, reverse=True)
+    told = " and ".join(units)
+    axis.set_xlabel(f"{told}, less {_label(reference)}'s; 95 % intervals")
+
+
+def _by_difficulty(axis: Any, report: CompareReport, corpus: str) -> None:
+    """Accuracy by level, and what one answer for all would get."""
+    for number, one in enumerate(report.contenders):
+        levels = one.accuracy[corpus]
+        colour = _COLOURS[number % len(_COLOURS)]
+        axis.plot(list(levels), list(levels.values()), "o-", color=colour, label=_label(one.name))
+    for metric in report.metrics:
+        if metric.constant_answer is not None and (
+            metric.name == f"accuracy: {corpus}" or len(report.contenders[0].accuracy) == 1
+        ):
+            axis.axhline(metric.constant_answer, color=_ZERO, linewidth=1, linestyle="--")
+            break
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_xticks(list(report.contenders[0].accuracy[corpus]))
+    axis.set_xlabel(f"{_label(corpus)}: difficulty (dashed: one answer for all)")
+    axis.set_ylabel("accuracy")
+    axis.legend(frameon=False)
 
 
 def _label(name: str) -> str:

@@ -26,13 +26,15 @@ def comparison_page(report: CompareReport, picture: str, command: str) -> str:
         "",
         "## The differences",
         "",
-        f"Each less `{report.reference}`'s; lower is better. Intervals are 95 %, over other seeds "
-        "and other items; p after Holm's correction over all rows.",
+        f"Each less `{report.reference}`'s: fewer bits and more right answers are better. "
+        "Intervals are 95 %, over other seeds and other items; p after Holm's correction over "
+        "all rows.",
         "",
         *_differences(report),
         "",
         *(f"- {line}" for line in _drivers(report)),
         "",
+        *_accuracies(report),
         "## Equal in what?",
         "",
         *_views(report),
@@ -102,6 +104,27 @@ def seeds_needed(one: ComparedMetric) -> str:
     """In words."""
     count = one.difference.seeds_needed
     return "more than 1,000 seeds, or more items" if count is None else f"{count} seeds"
+
+
+def _accuracies(report: CompareReport) -> list[str]:
+    """By difficulty, where questions were asked."""
+    if not report.contenders[0].accuracy:
+        return []
+    lines = ["## Right answers, by difficulty", ""]
+    for corpus, levels in report.contenders[0].accuracy.items():
+        lines += [
+            f"| {corpus} | {' | '.join(map(str, levels))} |",
+            f"|---|{'---:|' * len(levels)}",
+        ]
+        for one in report.contenders:
+            shares = [f"{share:.1%}" for share in one.accuracy[corpus].values()]
+            lines.append(f"| `{one.name}` | {' | '.join(shares)} |")
+        lines.append("")
+    found = {
+        one.name: one.constant_answer for one in report.metrics if one.constant_answer is not None
+    }
+    told = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
+    return [*lines, f"One answer for all questions of a corpus: {told}.", ""]
 
 
 def _views(report: CompareReport) -> list[str]:

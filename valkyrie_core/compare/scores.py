@@ -19,11 +19,15 @@ from valkyrie_core.cache import cache_dir
 from valkyrie_core.compare.statistics import Array
 from valkyrie_core.config import Config
 from valkyrie_core.data.dataset import prepare
+from valkyrie_core.data.packing import PackedSplit
+from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError, ResourceError
+from valkyrie_core.evaluate.answers import right_answers
 from valkyrie_core.evaluate.bits import ItemScore, item_scores
+from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.train.checkpoint import step_directory
 from valkyrie_core.train.device import resolve_precision
-from valkyrie_core.train.load import load_run
+from valkyrie_core.train.load import LoadedRun, load_run
 from valkyrie_core.train.manifest import MANIFEST
 from valkyrie_core.train.storage import Storage
 
@@ -44,6 +48,17 @@ class CorpusItems(Config):
     """(document, stretch, nats, bytes) of each."""
 
 
+class Answers(Config):
+    """What became of a corpus's questions."""
+
+    right: tuple[bool, ...]
+    """Of every held-out question, in the corpus's order."""
+    difficulty: tuple[int, ...]
+    """Likewise."""
+    constant: float
+    """The share that one answer for all gets right."""
+
+
 class RunScores(Config):
     """What a model scores."""
 
@@ -53,6 +68,8 @@ class RunScores(Config):
     """Of each corpus, at most."""
     corpora: dict[str, CorpusItems]
     """By name, in the recipe's order."""
+    answers: dict[str, Answers]
+    """Of corpora of questions, by name."""
 
 
 def scores_of(
@@ -96,13 +113,33 @@ def scores_of(
             documents=len({one.document for one in items}),
             items=tuple(tuple(one) for one in items),
         )
-    scores = RunScores(checkpoint=checkpoint, tokens=tokens, corpora=corpora)
+    answers = {
+        name: _answers(loaded, asked, dataset.corpora[name].validation, precision)
+        for name, asked in recipe.data.corpora.items()
+        if isinstance(asked, QuestionsCorpus)
+    }
+    scores = RunScores(checkpoint=checkpoint, tokens=tokens, corpora=corpora, answers=answers)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         Storage().replace_json(kept, scores.model_dump(mode="json"))
     except OSError as error:
         raise ResourceError(f"{kept} can't be written: {error.strerror}") from error
     return scores
+
+
+def _answers(
+    run: LoadedRun, corpus: QuestionsCorpus, split: PackedSplit, precision: Precision
+) -> Answers:
+    asked = corpus.held_out()
+    right = right_answers(
+        run.model, split, context_len=run.recipe.train.longest_context, precision=precision
+    )
+    assert len(right) == len(asked)
+    return Answers(
+        right=tuple(right),
+        difficulty=tuple(one.difficulty for one in asked),
+        constant=corpus.constant_answer(),
+    )
 
 
 def _named(progress: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
@@ -138,3 +175,10 @@ def bits_SI(runs: Sequence[RunScores], corpora: Sequence[str]) -> tuple[Array, A
         sizes = np.array([one.bytes for one in items], dtype=np.float64)
         rows.append(np.array([one.nats for one in items]) / math.log(2) / sizes)
     return np.stack(rows), sizes
+
+
+def right_SI(runs: Sequence[RunScores], corpora: Sequence[str]) -> Array:
+    """1 where a seed's model answered a question, else 0."""
+    return np.array(
+        [[float(x) for name in corpora for x in run.answers[name].right] for run in runs]
+    )

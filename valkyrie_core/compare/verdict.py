@@ -6,65 +6,124 @@ Shapes: S seeds, I items.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from valkyrie_core.compare.scores import RunScores, bits_SI
-from valkyrie_core.compare.statistics import Effect, effect, holm
+import numpy as np
+
+from valkyrie_core.compare.scores import RunScores, bits_SI, right_SI
+from valkyrie_core.compare.statistics import Effect, effect, holm, mcnemar
 from valkyrie_core.report.comparison import ComparedMetric, Difference
 
-BITS = "bits per byte"
+BITS, ACCURACY = "bits per byte", "accuracy"
 LEVEL = 0.05
+
+
+class _Group(NamedTuple):
+    """Items that make one metric."""
+
+    title: str
+    unit: str
+    corpora: Sequence[str]
 
 
 def metrics(scores: Mapping[str, Sequence[RunScores]]) -> list[ComparedMetric]:
     """Every contender against the first one: of all corpora together, then of each.
 
+    Where all corpora ask questions, the share of right answers comes first, else bits per byte.
+
     Args:
         scores: by contender, one for every seed; all have read the same items.
     """
     names = list(scores)
-    corpora = list(scores[names[0]][0].corpora)
-    groups = {BITS: corpora}
-    if len(corpora) > 1:
-        groups |= {f"{BITS}: {name}": [name] for name in corpora}
+    first = scores[names[0]][0]
+    bits = _groups(BITS, list(first.corpora))
+    right = _groups(ACCURACY, list(first.answers))
+    groups = right + bits if len(first.answers) == len(first.corpora) else bits + right
     rows = [
-        (title, name, *_pair(scores[names[0]], scores[name], group))
-        for title, group in groups.items()
+        (group, name, *_pair(scores[names[0]], scores[name], group))
+        for group in groups
         for name in names[1:]
     ]
     known = [found.p for *_, found in rows if found.p is not None]
     corrected = iter(holm(known))
     return [
-        _metric(title, name, mean, other, found, None if found.p is None else next(corrected))
-        for title, name, mean, other, found in rows
+        _metric(
+            group,
+            name,
+            (mean, other),
+            found,
+            None if found.p is None else next(corrected),
+            _mcnemar(scores[names[0]], scores[name], group),
+            _constant(first, group),
+        )
+        for group, name, mean, other, found in rows
     ]
 
 
+def _groups(unit: str, corpora: Sequence[str]) -> list[_Group]:
+    whole = [_Group(unit, unit, corpora)] if corpora else []
+    single = [_Group(f"{unit}: {name}", unit, [name]) for name in corpora]
+    return whole + (single if len(corpora) > 1 else [])
+
+
 def _pair(
-    reference: Sequence[RunScores], contender: Sequence[RunScores], corpora: Sequence[str]
+    reference: Sequence[RunScores], contender: Sequence[RunScores], group: _Group
 ) -> tuple[float, float, Effect]:
-    a_SI, bytes_I = bits_SI(reference, corpora)
-    b_SI, _ = bits_SI(contender, corpora)
-    share_I = bytes_I / bytes_I.sum()
+    if group.unit == ACCURACY:
+        a_SI, b_SI = right_SI(reference, group.corpora), right_SI(contender, group.corpora)
+        weight_I = np.ones(a_SI.shape[1])
+    else:
+        a_SI, weight_I = bits_SI(reference, group.corpora)
+        b_SI, _ = bits_SI(contender, group.corpora)
+    share_I = weight_I / weight_I.sum()
     means = (float((a_SI @ share_I).mean()), float((b_SI @ share_I).mean()))
-    return (*means, effect(b_SI - a_SI, bytes_I))
+    return (*means, effect(b_SI - a_SI, weight_I))
+
+
+def _mcnemar(
+    reference: Sequence[RunScores], contender: Sequence[RunScores], group: _Group
+) -> list[float] | None:
+    """Of every pair of models; None where there are no right and wrong answers."""
+    if group.unit != ACCURACY:
+        return None
+    a_SI, b_SI = (right_SI(runs, group.corpora) > 0 for runs in (reference, contender))
+    return [mcnemar(b_I, a_I) for a_I, b_I in zip(a_SI, b_SI, strict=True)]
+
+
+def _constant(first: RunScores, group: _Group) -> float | None:
+    """What one answer for each corpus would get right."""
+    if group.unit != ACCURACY:
+        return None
+    asked = [first.answers[name] for name in group.corpora]
+    count = sum(len(one.right) for one in asked)
+    return sum(one.constant * len(one.right) for one in asked) / count
 
 
 def _metric(
-    title: str, name: str, reference: float, contender: float, found: Effect, p_holm: float | None
+    group: _Group,
+    name: str,
+    means: tuple[float, float],
+    found: Effect,
+    p_holm: float | None,
+    by_seed: list[float] | None,
+    constant: float | None,
 ) -> ComparedMetric:
+    lower_is_better = group.unit == BITS
     outcome: Literal["better", "worse", "not enough evidence"] = "not enough evidence"
     # equal to the last bit is no evidence either, whatever its p
     if p_holm is not None and p_holm < LEVEL and found.value:
-        outcome = "better" if found.value < 0 else "worse"
+        outcome = "better" if (found.value < 0) == lower_is_better else "worse"
     return ComparedMetric(
-        name=title,
+        name=group.title,
+        unit=group.unit,
         contender=name,
-        lower_is_better=True,
+        lower_is_better=lower_is_better,
         items=found.items,
         seeds=found.seeds,
-        reference_mean=reference,
-        contender_mean=contender,
+        reference_mean=means[0],
+        contender_mean=means[1],
+        constant_answer=constant,
+        mcnemar=by_seed,
         difference=Difference(
             value=found.value,
             low=found.low,
@@ -83,7 +142,8 @@ def _metric(
 
 def sentence(reference: str, found: Sequence[ComparedMetric], match: str) -> str:
     """What the first metric of each contender says, in words."""
-    return " ".join(_sentence(reference, one, match) for one in found if one.name == BITS)
+    first = found[0].name
+    return " ".join(_sentence(reference, one, match) for one in found if one.name == first)
 
 
 def _sentence(reference: str, one: ComparedMetric, match: str) -> str:
@@ -94,20 +154,21 @@ def _sentence(reference: str, one: ComparedMetric, match: str) -> str:
     if gap.low is None or gap.high is None:
         return (
             f"Not enough evidence on {one.contender} against {reference} {budget}: one seed says "
-            f"nothing of others ({gap.value:+.4f} {BITS}, of these two models)."
+            f"nothing of others ({gap.value:+.4f} {one.unit}, of these two models)."
         )
     interval = f"95 % interval {gap.low:+.4f} to {gap.high:+.4f}"
+    value = f"{gap.value:+.4f} {one.unit}"
     if gap.value == 0 and gap.low == gap.high == 0:
         return f"{one.contender} and {reference} are equal to the last bit {budget}, {where}."
     if one.outcome != "not enough evidence":
         return (
-            f"{one.contender} is {one.outcome} than {reference} {budget}: {gap.value:+.4f} {BITS} "
+            f"{one.contender} is {one.outcome} than {reference} {budget}: {value} "
             f"({interval}, p = {_p(gap.p_holm)} after Holm's correction; {where})."
         )
     return (
         f"No difference was found between {one.contender} and {reference} {budget}: "
-        f"{gap.value:+.4f} {BITS} ({interval}; {where}). One of {gap.detectable:.4f} would have "
-        f"been found four times in five{_more(gap)}."
+        f"{value} ({interval}; {where}). One of {gap.detectable:.4f} would have been found four "
+        f"times in five{_more(gap)}."
     )
 
 

@@ -42,7 +42,9 @@ class ComparedMetric(Part):
     """One number that designs are compared by."""
 
     name: str
-    """`bits per byte`, or that of one corpus: `bits per byte: plays`."""
+    """`bits per byte` or `accuracy`, or that of one corpus: `bits per byte: plays`."""
+    unit: Literal["bits per byte", "accuracy"]
+    """What is counted."""
     contender: str
     """The design that is set against the reference."""
     lower_is_better: bool
@@ -55,6 +57,10 @@ class ComparedMetric(Part):
     """The reference's score."""
     contender_mean: float
     """The contender's."""
+    constant_answer: float | None
+    """The accuracy of one answer for all questions of a corpus; None for bits."""
+    mcnemar: list[float] | None
+    """The exact p of each pair of models, by seed: of these models alone; None for bits."""
     difference: Difference
     """Contender less reference."""
     outcome: Literal["better", "worse", "not enough evidence"]
@@ -86,6 +92,8 @@ class ComparedDesign(Part):
     """Bits per byte, mean over seeds."""
     scores: list[float]
     """By seed."""
+    accuracy: dict[str, dict[int, float]]
+    """By corpus of questions and level of difficulty, mean over seeds."""
 
 
 class ComparedView(Part):

@@ -284,7 +284,25 @@ def _design(contender: Contender, done: Sequence[_Done]) -> ComparedDesign:
         seeds=[one.trial.seed for one in done],
         score=math.fsum(means) / len(means),
         scores=means,
+        accuracy=_accuracy([one.scores for one in done]),
     )
+
+
+def _accuracy(scores: Sequence[RunScores]) -> dict[str, dict[int, float]]:
+    """Mean over seeds, by corpus and level."""
+    found: dict[str, dict[int, float]] = {}
+    for name, asked in scores[0].answers.items():
+        for level in sorted(set(asked.difficulty)):
+            right = [
+                answered
+                for run in scores
+                for answered, own in zip(
+                    run.answers[name].right, run.answers[name].difficulty, strict=True
+                )
+                if own == level
+            ]
+            found.setdefault(name, {})[level] = sum(right) / len(right)
+    return found
 
 
 def _views(

@@ -15,11 +15,13 @@ from valkyrie_core.data.tasks.expression import ExpressionConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.data.tasks.maze import MazeConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig
-from valkyrie_core.data.tasks.task import Example, examples
+from valkyrie_core.data.tasks.task import Example, constant_answer, examples
 from valkyrie_core.errors import RecipeError
 
 VERSION = 1
 """Of the text that is made from a description."""
+CONSTANT_EXAMPLES = 2000
+"""Training questions that say which answer is the most frequent one."""
 
 TaskConfig = Annotated[
     ExpressionConfig | KHopConfig | MazeConfig | SudokuConfig, Discriminator("type")
@@ -74,8 +76,17 @@ class QuestionsCorpus(Config):
         return self._examples(self.examples, held_out=False)
 
     def held_out(self) -> list[Example]:
-        """The questions that validation asks."""
-        return self._examples(self.validation_examples, held_out=True)
+        """The questions that validation asks, each once, in the order of its documents."""
+        found: dict[tuple[str, str], Example] = {}
+        for one in self._examples(self.validation_examples, held_out=True):
+            found.setdefault((one.prompt, one.answer), one)
+        return list(found.values())
+
+    def constant_answer(self) -> float:
+        """The share of held-out questions that one answer gets right: the most frequent one of
+        the first training questions."""
+        train = self._examples(min(self.examples, CONSTANT_EXAMPLES), held_out=False)
+        return constant_answer(train, self.held_out())
 
     def _examples(self, count: int, *, held_out: bool) -> list[Example]:
         fraction = self.holdout.fraction

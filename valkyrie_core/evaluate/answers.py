@@ -1,0 +1,65 @@
+"""Which answers a model would give: exact, and in one forward pass.
+
+A question has one right answer. Decoding greedily gives exactly that answer if, and only if, at
+every place of it the likeliest token is the right one while the answer so far stands before it: so
+all places are read at once, whatever is scored of a document being its answer.
+
+Shapes: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+
+from valkyrie_core.data.packing import PackedSplit
+from valkyrie_core.evaluate.bits import PADDING_DOCUMENT, chunks, cut_documents
+from valkyrie_core.nn.model import IGNORED, HybridLM
+
+
+def right_answers(
+    model: HybridLM,
+    split: PackedSplit,
+    *,
+    context_len: int,
+    batch_size: int = 32,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[bool]:
+    """Whether every document's answer, its end included, is what greedy decoding gives.
+
+    Args:
+        context_len: tokens per forward pass; longer documents are read in several.
+        batch_size: documents side by side; changes speed alone.
+        progress: called with the positions read and their total; what it raises ends the reading.
+    """
+    pieces = cut_documents(split, context_len, context="carried", max_tokens=None)
+    total = sum(piece.end - piece.start - 1 for piece in pieces)
+    right = [False] * (len(split.doc_starts) - 1)
+    for piece in pieces:
+        right[piece.document] = True
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    state, read, was_training = model.init_state(1), 0, model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast:
+            for chunk in chunks(split, pieces, batch_size=batch_size, context_len=context_len):
+                if chunk.offset == 0:
+                    state = model.init_state(len(chunk.tokens_BT))
+                tokens_BT, targets_BT, doc_BT = (x.to(device) for x in chunk[:3])
+                logits_BTV, state, *_ = model(tokens_BT, state, doc_BT)
+                wrong_BT = (logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORED)
+                # not finite is not right: of NaN the likeliest is the first one
+                wrong_BT |= ~logits_BTV.isfinite().all(-1) & (targets_BT != IGNORED)
+                for document in set(chunk.doc_BT[wrong_BT.cpu()].tolist()):
+                    right[document] = False
+                read += int((chunk.doc_BT != PADDING_DOCUMENT).sum())
+                if progress is not None:
+                    progress(read, total)
+    finally:
+        model.train(was_training)
+    return right

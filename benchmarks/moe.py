@@ -41,6 +41,7 @@ PAGE = result.ROOT / "docs" / "moe.md"
 FOLDER = result.RESULTS / "moe"
 SPEED = "speed.json"
 ROUNDS = 9
+MEASURES = ("max_vio", "dead", "effective_experts", "experts_per_token")
 NAME = "moe"
 
 
@@ -205,6 +206,7 @@ def _train(arm: str, seed: int, runs_dir: Path) -> None:
                 "max_vio": layer.max_vio,
                 "dead": len(layer.dead or ()),
                 "effective_experts": layer.effective_experts,
+                "experts_per_token": layer.experts_per_token,
             }
             for layer in report.layers
         ]
@@ -231,13 +233,14 @@ def balance_table(found: Sequence[dict[str, Any]], step_ms: dict[str, float]) ->
     routed = [arm for arm in by_arm if not ARMS[arm].dense]
     dense = [arm for arm in by_arm if ARMS[arm].dense]
     corpora = list(found[0]["bpb_by_corpus"])
-    heads = ["arm", "seeds", "MaxVio", "dead", "effective", "bits per byte", *corpora]
+    heads = ["arm", "seeds", "MaxVio", "dead", "effective", "of a token", "bits per byte"]
+    heads += corpora
     heads += ["steps", "ms a step"]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for arm, own in by_arm.items():
-        routing = [_over_layers(own, key) for key in ("max_vio", "dead", "effective_experts")]
+        routing = [_over_layers(own, key) for key in MEASURES]
         lines.append(
-            f"| {ARMS[arm].title} | {len(own)} | {routing[0]} | {routing[1]} | {routing[2]} | "
+            f"| {ARMS[arm].title} | {len(own)} | {' | '.join(routing)} | "
             f"{_text([one['bpb'] for one in own], 4)} | "
             + " | ".join(_text([one["bpb_by_corpus"][name] for one in own], 3) for name in corpora)
             + f" | {own[0]['steps']:,} | {step_ms[arm]:.0f} |"

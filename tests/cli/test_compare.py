@@ -231,3 +231,18 @@ def test_questions_are_compared_by_right_answers(cli: Cli, tmp_path: Path, cache
         *("compare", "tiny/questions", str(other), "--seeds", "2", "--steps", "3"), *places
     )
     assert "level 2" in outcome.out
+
+
+def test_a_sweep(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    vary = ("--vary", "train.optimizer.lr=0.001,0.02")
+    outcome = cli("compare", "tiny/rwkv7", *vary, "--seeds", "1", "--steps", "3", *places, "--json")
+    assert outcome.code == 0, outcome.err
+    assert [one["name"] for one in outcome.json["contenders"]] == ["lr-0.001", "lr-0.02"]
+    assert outcome.json["contenders"][0]["score"] != outcome.json["contenders"][1]["score"]
+    assert (
+        "--vary train.optimizer.lr=0.001,0.02" in (tmp_path / "out" / "comparison.md").read_text()
+    )
+    outcome = cli("compare", "tiny/rwkv7", "tiny/hybrid", *vary, *places)
+    assert outcome.code == 2
+    assert "belongs to one recipe" in outcome.err

@@ -43,6 +43,14 @@ def compare(
         Literal["tokens", "params", "flops", "seconds"],
         typer.Option("--match", help="What trainings have in common."),
     ] = "tokens",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            metavar="KEY=V1,V2",
+            help="Compare values of a key of one recipe; several of them make a grid.",
+        ),
+    ] = None,
     experiment: Annotated[
         Literal["quick", "standard", "extended"],
         typer.Option(
@@ -77,6 +85,7 @@ def compare(
       valkyrie compare moe mine.yaml --match flops --seeds 5
       valkyrie compare tiny/hybrid tiny/rwkv7 --steps 20 --json
       valkyrie compare run:quickstart recipes/mine.yaml --experiment quick
+      valkyrie compare tiny/hybrid --vary train.optimizer.lr=0.01,0.02 --vary model.dim=32,64
     """
     from valkyrie_core import runs
     from valkyrie_core.recipe import Recipe
@@ -85,7 +94,7 @@ def compare(
     if steps is None and share != 1:
         first = designs[0].removeprefix("recipe:")
         steps = max(1, round(share * Recipe.load(first).train.steps))
-    command = _command(designs, seeds, steps, match, experiment, out, runs_dir)
+    command = _command(designs, seeds, steps, match, experiment, out, runs_dir, vary or [])
     with _Display() as display:
         report = runs.compare(
             designs,
@@ -95,6 +104,7 @@ def compare(
             runs_dir=runs_dir,
             out=out,
             resume=resume,
+            vary=vary or [],
             begin=display.begin,
             reading=display.reading,
             resume_command=command,
@@ -146,6 +156,7 @@ def _command(
     experiment: str,
     out: Path | None,
     runs_dir: str,
+    vary: list[str],
 ) -> str:
     """What does the same again."""
     parts = ["valkyrie", "compare", *designs]
@@ -155,4 +166,6 @@ def _command(
     parts += [] if experiment == "standard" else ["--experiment", experiment]
     parts += [] if out is None else ["--out", str(out)]
     parts += [] if runs_dir == "runs" else ["--runs-dir", runs_dir]
+    for one in vary:
+        parts += ["--vary", one]
     return shlex.join(parts)

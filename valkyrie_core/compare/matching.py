@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
@@ -35,9 +35,14 @@ class Trial(NamedTuple):
 
 
 def on_one_text(
-    designs: Sequence[Contender], steps: int | None
+    designs: Sequence[Contender], steps: int | None, varied: Collection[str] = ()
 ) -> tuple[dict[str, Recipe], list[str]]:
-    """Every design with the reference's text, order, evaluation and steps; what was changed."""
+    """Every design with the reference's text, order, evaluation and steps; what was changed.
+
+    Args:
+        steps: of the reference; None: its recipe's.
+        varied: keys that are compared, and stay as they are.
+    """
     first = designs[0].recipe
     if steps is not None:
         first = _train(first, steps=steps)
@@ -53,6 +58,7 @@ def on_one_text(
             key: getattr(first.train, key)
             for key in (*SHARED, "steps")
             if getattr(recipe.train, key) != getattr(first.train, key)
+            and f"train.{key}" not in varied
         }
         if changes:
             told = ", ".join(
@@ -80,7 +86,14 @@ def at_equal(
     found, notes = {names[0]: first}, []
     for name in names[1:]:
         recipe = recipes[name]
-        if match == "params":
+        if match == "tokens" and recipe.train.steps == first.train.steps:
+            # a step that reads more tokens is one of fewer
+            ratio = tokens_per_step(first) / tokens_per_step(recipe)
+            steps = max(1, round(first.train.steps * ratio))
+            if steps != first.train.steps:
+                recipe = _train(recipe, steps=steps)
+                notes.append(_budget(name, steps, names[0], first, "tokens"))
+        elif match == "params":
             model, how = matched(
                 recipe.model, like=first.model, match="params", context_len=context
             )
@@ -93,12 +106,15 @@ def at_equal(
                 ratio = step_seconds[names[0]] / step_seconds[name]
             steps = max(1, round(first.train.steps * ratio))
             recipe = _train(recipe, steps=steps)
-            notes.append(
-                f"{name} trains {steps:,} steps where {names[0]} trains {first.train.steps:,}: "
-                f"equal {'FLOPs' if match == 'flops' else 'seconds'}"
-            )
+            what = "FLOPs" if match == "flops" else "seconds"
+            notes.append(_budget(name, steps, names[0], first, what))
         found[name] = recipe
     return found, notes
+
+
+def _budget(name: str, steps: int, reference: str, first: Recipe, what: str) -> str:
+    own = f"{first.train.steps:,}"
+    return f"{name} trains {steps:,} steps where {reference} trains {own}: equal {what}"
 
 
 def trials(

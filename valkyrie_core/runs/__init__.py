@@ -150,6 +150,7 @@ def compare(
     runs_dir: str | Path = "runs",
     out: str | Path | None = None,
     resume: bool = False,
+    vary: Sequence[str] = (),
     begin: Begin = lambda _name, _number, _count, _eta: lambda _event: None,
     reading: Reading | None = None,
     resume_command: str | None = None,
@@ -167,6 +168,7 @@ def compare(
             training FLOPs or seconds (the others train more or fewer steps).
         out: a folder; None: results/A_vs_B.
         resume: only go on with a comparison that was begun.
+        vary: `KEY=V1,V2` for one recipe: its values of a key are compared, or a grid of several.
         begin: called before every training.
         reading: told how far a model has read what it is scored on.
 
@@ -190,6 +192,7 @@ def compare(
         begin=begin,
         reading=reading,
         command=resume_command or f"valkyrie compare {' '.join(designs)}",
+        vary=vary,
     )
 
 

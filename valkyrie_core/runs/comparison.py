@@ -28,9 +28,10 @@ from valkyrie_core.compare.matching import (
 from valkyrie_core.compare.page import comparison_page
 from valkyrie_core.compare.scores import FEW_DOCUMENTS, STRETCH, RunScores, bits_SI, scores_of
 from valkyrie_core.compare.speed import step_seconds
+from valkyrie_core.compare.vary import varied
 from valkyrie_core.compare.verdict import metrics, sentence
 from valkyrie_core.data.dataset import prepare
-from valkyrie_core.errors import MissingError, ResourceError, RunInUseError
+from valkyrie_core.errors import MissingError, ResourceError, RunInUseError, UsageError
 from valkyrie_core.inventory import is_run
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.recipe import Recipe
@@ -83,12 +84,21 @@ def compare_designs(
     begin: Begin,
     reading: Reading | None,
     command: str,
+    vary: Sequence[str] = (),
 ) -> CompareReport:
     """See `valkyrie_core.runs.compare`."""
     began = time.perf_counter()
-    designs = contenders(arguments, runs_dir)
-    recipes, notes = on_one_text(designs, steps)
-    folder = out or Path("results", "_vs_".join(one.name for one in designs)[:120])
+    keys: set[str] = set()
+    if vary:
+        if len(arguments) != 1:
+            raise UsageError("--vary belongs to one recipe")
+        designs, keys = varied(arguments[0], vary)
+        title = f"{designs[0].recipe.name}_varied_{'_'.join(sorted(keys))}"
+    else:
+        designs = contenders(arguments, runs_dir)
+        title = "_vs_".join(one.name for one in designs)
+    recipes, notes = on_one_text(designs, steps, keys)
+    folder = out or Path("results", title[:120])
     if resume and not (folder / SPEED).exists():
         raise MissingError(
             f"there is no comparison in {folder} to go on with", hint="leave out --resume"

@@ -68,7 +68,7 @@ def test_the_files(whole: Path) -> None:
     assert "# tiny-rwkv7 against tiny-hybrid" in page
     assert "No difference was found" in page or " than tiny-hybrid " in page
     results = json.loads((whole / "out" / "training_results_tiny-rwkv7.json").read_text())
-    assert [one["seed"] for one in results["trainings"]] == [2, 3]
+    assert [one["seed"] for one in results["trainings"]] == [0, 1]
     assert all(Path(one["best_checkpoint"]).is_dir() for one in results["trainings"])
 
 
@@ -107,9 +107,7 @@ def test_the_tables(cli: Cli, copied: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "comparison.md" in outcome.err
 
 
-def test_a_design_against_itself_is_equal_to_the_last_bit(
-    cli: Cli, copied: Path, tmp_path: Path
-) -> None:
+def test_a_design_against_itself_has_other_seeds(cli: Cli, copied: Path, tmp_path: Path) -> None:
     places = ("--runs-dir", str(copied / "runs"), "--out", str(tmp_path / "same"))
     outcome = cli(
         *("compare", "tiny/hybrid", "tiny/hybrid", "--seeds", "2", "--steps", "4"),
@@ -117,9 +115,11 @@ def test_a_design_against_itself_is_equal_to_the_last_bit(
         "--json",
     )
     assert outcome.code == 0, outcome.err
-    assert "equal to the last bit" in outcome.json["verdict"]
-    # one training serves both
-    assert outcome.json["contenders"][0]["runs"] == outcome.json["contenders"][1]["runs"]
+    assert [one["seeds"] for one in outcome.json["contenders"]] == [[0, 1], [2, 3]]
+    assert outcome.json["metrics"][0]["outcome"] == "not enough evidence"
+    assert any("what is found between them is chance" in note for note in outcome.json["notes"])
+    # its first two trainings were there
+    assert "training 2 of 2" in outcome.err
 
 
 def test_more_seeds_only_train_what_is_missing(cli: Cli, copied: Path) -> None:
@@ -160,6 +160,42 @@ def test_a_quick_experiment(cli: Cli, tmp_path: Path, cache: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert outcome.json["seeds"] == 1
     assert {one["steps"] for one in outcome.json["contenders"]} == {5}
+
+
+def test_a_run_is_compared_and_its_training_is_used(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    from valkyrie_core import runs
+    from valkyrie_core.recipe import Recipe
+
+    overrides = [f"runs_dir={tmp_path}/runs", "name=mine", "train.steps=4", "train.eval_every=2"]
+    runs.train(Recipe.load("tiny/hybrid", overrides))
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    outcome = cli("compare", "run:mine", "tiny/rwkv7", "--seeds", "1", *places, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "training 1 of 1: tiny-rwkv7" in outcome.err
+    assert outcome.json["contenders"][0]["runs"] == [str(tmp_path / "runs" / "mine")]
+    # a share of a run's steps
+    outcome = cli("compare", "run:mine", "tiny/rwkv7", "--experiment", "quick", *places, "--json")
+    assert outcome.code == 0, outcome.err
+    assert {one["steps"] for one in outcome.json["contenders"]} == {1}
+
+
+def test_a_run_that_was_stopped_before_its_first_step(
+    cli: Cli, copied: Path, tmp_path: Path
+) -> None:
+    run = next((copied / "runs" / "compare").glob("tiny-rwkv7-*-seed1"))
+    shutil.rmtree(run)
+    (run / "checkpoints").mkdir(parents=True)
+    outcome = cli(*arguments(copied, "--json"))
+    assert outcome.code == 0, outcome.err
+    assert "training 1 of 1: tiny-rwkv7, seed 1" in outcome.err
+
+
+def test_runs_that_can_not_be_read_are_not_used(cli: Cli, copied: Path) -> None:
+    place = copied / "runs" / "tiny-hybrid"
+    place.mkdir()
+    (place / "recipe.json").write_text('{"name": "tiny-hybrid", "old_key": 1}')
+    outcome = cli("compare", "recipe:tiny/hybrid", *arguments(copied, "--json")[2:])
+    assert outcome.code == 0, outcome.err
 
 
 def test_mistakes(cli: Cli, tmp_path: Path) -> None:

@@ -38,10 +38,13 @@ def test_a_run_is_the_recipe_that_it_was_trained_by(tmp_path: Path) -> None:
     for argument in ("wide", "run:wide", str(place)):
         found = contenders([argument, "tiny/hybrid"], str(tmp_path))
         assert found[0].recipe.model.dim == 64
+        assert found[0].run is not None
+        assert found[0].run.resolve() == place.resolve()
 
 
 def test_a_name_that_is_both(tmp_path: Path) -> None:
     same = Recipe.load("quickstart", ["seed=7", "train.log_every=3"])
+    # a run that is named by its recipe is looked at for trainings that are there
     place = run_of(same, tmp_path)
     # the same design, whatever its seed
     assert len(contenders(["quickstart", "tiny/hybrid"], str(tmp_path))) == 2
@@ -76,4 +79,13 @@ def test_a_design_is_not_its_name() -> None:
     plain = Recipe.load("tiny/hybrid")
     other = Recipe.load("tiny/hybrid", ["name=x", "seed=9", "runs_dir=y", "description=z"])
     assert design_hash(plain) == design_hash(other)
-    assert design_hash(plain) != design_hash(Recipe.load("tiny/hybrid", ["train.steps=7"]))
+    for change in (
+        "train.steps=7",
+        "train.precision=bf16",
+        "train.init_from=quickstart",
+        "device=cpu",
+        "train.activation_checkpointing=true",
+    ):
+        assert design_hash(plain) != design_hash(Recipe.load("tiny/hybrid", [change])), change
+    logged = Recipe.load("tiny/hybrid", ["train.log_every=7", "train.keep_last=9"])
+    assert design_hash(plain) == design_hash(logged)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from valkyrie_core.compare.contenders import Contender
-from valkyrie_core.compare.matching import at_equal, flops_per_token, on_one_text, trials
+from valkyrie_core.compare.matching import at_equal, flops_of, on_one_text, trials
+from valkyrie_core.errors import MissingError, UsageError
 from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe
 
@@ -29,6 +32,43 @@ def test_all_read_the_first_one_s_text() -> None:
     assert "steps 9 -> 20" in notes[1]
 
 
+def test_what_stays_unequal_is_said() -> None:
+    recipes, notes = on_one_text(designs("train.precision=fp32", "train.grad_accum_steps=2"), None)
+    assert any("b trains on auto in fp32" in note for note in notes)
+    assert recipes["b"].train.grad_accum_steps == 2
+    # parts that do not divide the batch are no part of a design
+    recipes, notes = on_one_text(designs("train.batch_size=6", "train.grad_accum_steps=3"), None)
+    assert recipes["b"].train.grad_accum_steps == 1
+    assert any("grad_accum_steps 3 -> 1" in note for note in notes)
+    _, notes = at_equal(on_one_text(designs(), 10)[0], "tokens", {})
+    assert any("warms up for" in note for note in notes) == (
+        designs()[0].recipe.train.schedule.warmup_steps > 2
+    )
+
+
+def test_what_can_not_be_compared() -> None:
+    with pytest.raises(UsageError, match=r"b has train\.fit"):
+        on_one_text(designs("train.fit={}"), None)
+    with pytest.raises(MissingError, match="nowhere"):
+        on_one_text(designs("train.init_from=nowhere"), None)
+
+
+def test_flops_are_those_of_every_stage() -> None:
+    stretched = Recipe.load(
+        "tiny/hybrid",
+        ["train.steps=10", "train.context_schedule=[{from_fraction: 0.5, context_len: 128}]"],
+    )
+    short = Recipe.load("tiny/hybrid", ["train.steps=10"])
+    assert flops_of(stretched) > 1.02 * flops_of(short)
+
+
+def test_short_trainings_have_a_curve() -> None:
+    first = Contender("a", "x", Recipe.load("tiny/hybrid", ["train.eval_every=500"]))
+    both = [first, *designs()[1:]]
+    recipes, _ = on_one_text(both, 100)
+    assert {one.train.eval_every for one in recipes.values()} == {10}
+
+
 def test_equal_recipes_need_no_notes() -> None:
     recipes, notes = on_one_text(designs(second="tiny/hybrid"), None)
     assert notes == []
@@ -40,7 +80,7 @@ def test_equal_recipes_need_no_notes() -> None:
 def test_equal_flops_and_equal_seconds_are_steps() -> None:
     recipes, _ = on_one_text(designs(), 100)
     equal, notes = at_equal(recipes, "flops", {})
-    ratio = flops_per_token(recipes["a"]) / flops_per_token(recipes["b"])
+    ratio = flops_of(recipes["a"]) / flops_of(recipes["b"])
     assert equal["a"] == recipes["a"]
     assert equal["b"].train.steps == round(100 * ratio)
     assert "equal FLOPs" in notes[0]
@@ -62,13 +102,26 @@ def test_equal_parameters_are_another_width() -> None:
 def test_trials_come_seed_by_seed() -> None:
     both = designs("seed=40")
     recipes, _ = on_one_text(both, None)
-    todo = trials(recipes, both, 2, "elsewhere")
-    assert [(one.contender, one.seed) for one in todo] == [("a", 0), ("b", 40), ("a", 1), ("b", 41)]
+    todo = trials(recipes, both, 2, "elsewhere", "text")
+    # the reference's seeds: a pair reads the same in the same order
+    assert [(one.contender, one.seed) for one in todo] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert all(one.recipe.runs_dir == "elsewhere/compare" for one in todo)
     assert all(one.recipe.seed == one.seed for one in todo)
     assert len({one.recipe.name for one in todo}) == 4
     # another budget is another run
     shorter, _ = on_one_text(both, 3)
     assert not {one.recipe.name for one in todo} & {
-        one.recipe.name for one in trials(shorter, both, 2, "runs")
+        one.recipe.name for one in trials(shorter, both, 2, "runs", "text")
     }
+    # and another text is another one, too
+    assert not {one.recipe.name for one in todo} & {
+        one.recipe.name for one in trials(recipes, both, 2, "elsewhere", "another")
+    }
+
+
+def test_a_design_against_itself_has_seeds_of_its_own() -> None:
+    both = designs("seed=7", second="tiny/hybrid")
+    recipes, _ = on_one_text(both, None)
+    todo = trials(recipes, both, 3, "runs", "text")
+    assert [one.seed for one in todo if one.contender == "a"] == [0, 1, 2]
+    assert [one.seed for one in todo if one.contender == "b"] == [3, 4, 5]

@@ -49,6 +49,19 @@ def test_ties_are_found_to_differ_in_less_than_a_twentieth() -> None:
     assert all(share < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 400) for share in found.values()), found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_items", "spread"), [(10, 1.0), (20, 1.5), (60, 1.5)])
+def test_ties_of_items_that_differ_in_size(num_items: int, spread: float) -> None:
+    """A few documents that are most of the text: fewer items than it looks."""
+    rng = np.random.default_rng(num_items)
+    found = 0
+    for _ in range(300):
+        sizes_I = rng.lognormal(0, spread, num_items)
+        d_SI = rng.normal(0, 1, (1, num_items)) + rng.normal(0, 0.05, (3, num_items))
+        found += effect(d_SI, sizes_I).found
+    assert found / 300 < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 300)
+
+
 def test_right_and_wrong_answers_that_tie() -> None:
     rng = np.random.default_rng(1)
     found = 0
@@ -71,6 +84,15 @@ def test_an_effect_of_the_promised_size_is_found_as_often_as_promised(name: str)
     true = statistics._detectable(*statistics._error(parts, S, num_items))
     share = sum(effect(drawn(case, rng) + true).found for _ in range(300)) / 300
     assert 0.7 < share < 0.92
+
+
+def test_a_difference_among_several_has_to_be_larger() -> None:
+    d_SI = drawn(TIES["both"], np.random.default_rng(4))
+    alone, among = effect(d_SI), effect(d_SI, family=5)
+    assert (alone.low, alone.p) == (among.low, among.p)
+    assert alone.detectable is not None
+    assert among.detectable is not None
+    assert among.detectable > 1.3 * alone.detectable
 
 
 def test_more_seeds_are_asked_for_where_they_help() -> None:
@@ -122,11 +144,11 @@ def test_equal_to_the_last_bit() -> None:
     assert same.p == 0
 
 
-def test_one_item() -> None:
+def test_one_item_says_nothing_of_others() -> None:
     found = effect(np.array([[0.2], [0.3], [0.25]]))
-    assert found.p_items is None
-    assert found.from_seeds == 1
-    assert found.found
+    assert (found.p_items, found.low, found.p) == (None, None, None)
+    assert found.value == pytest.approx(0.25)
+    assert not found.found
 
 
 def test_signs_are_flipped_exactly_where_they_are_few() -> None:

@@ -12,22 +12,22 @@ from valkyrie_core.errors import RecipeError, UsageError
 def test_a_grid() -> None:
     designs, keys = varied(
         "tiny/hybrid",
-        ["train.optimizer.lr=0.01,0.02", "model.core.pattern=[rwkv, attn],[rwkv, rwkv]"],
+        ["train.clip_grad_norm=1,2", "model.core.pattern=[rwkv, attn],[rwkv, rwkv, attn]"],
     )
-    assert keys == {"train.optimizer.lr", "model.core.pattern"}
-    assert [one.recipe.train.optimizer.lr for one in designs] == [0.01, 0.01, 0.02, 0.02]
-    assert [len(set(one.recipe.model.core.pattern)) for one in designs] == [2, 1, 2, 1]
-    assert designs[0].name == "lr-0.01-pattern-rwkv-attn"
+    assert keys == {"train.clip_grad_norm", "model.core.pattern"}
+    assert [one.recipe.train.clip_grad_norm for one in designs] == [1, 1, 2, 2]
+    assert [len(one.recipe.model.core.pattern) for one in designs] == [2, 3, 2, 3]
+    assert designs[0].name == "clip_grad_norm-1-pattern-rwkv-attn"
     assert designs[1].source == (
-        "tiny/hybrid --set train.optimizer.lr=0.01 --set model.core.pattern=[rwkv, rwkv]"
+        "tiny/hybrid --set train.clip_grad_norm=1 --set model.core.pattern=[rwkv, rwkv, attn]"
     )
     assert len({one.name for one in designs}) == 4
 
 
 def test_names_are_told_apart() -> None:
     # what differs in what a name can't hold
-    designs, _ = varied("tiny/hybrid", ["model.core.pattern=[rwkv],['rwkv']"])
-    assert [one.name for one in designs] == ["pattern-rwkv", "pattern-rwkv-2"]
+    designs, _ = varied("tiny/hybrid", ["model.core.pattern=[rwkv, attn],[rwkv,  'attn']"])
+    assert [one.name for one in designs] == ["pattern-rwkv-attn", "pattern-rwkv-attn-2"]
 
 
 def test_commas_inside_brackets_and_quotes_are_no_ends() -> None:

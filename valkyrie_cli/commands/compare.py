@@ -88,18 +88,15 @@ def compare(
       valkyrie compare tiny/hybrid --vary train.optimizer.lr=0.01,0.02 --vary model.dim=32,64
     """
     from valkyrie_core import runs
-    from valkyrie_core.recipe import Recipe
 
     many, share = EXPERIMENTS[experiment]
-    if steps is None and share != 1:
-        first = designs[0].removeprefix("recipe:")
-        steps = max(1, round(share * Recipe.load(first).train.steps))
     command = _command(designs, seeds, steps, match, experiment, out, runs_dir, vary or [])
     with _Display() as display:
         report = runs.compare(
             designs,
             seeds=seeds or many,
             steps=steps,
+            share=share,
             match=match,
             runs_dir=runs_dir,
             out=out,

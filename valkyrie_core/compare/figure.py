@@ -62,10 +62,10 @@ def _band(axis: Any, curves: Sequence[Curve], price: float, label: str, colour: 
     whole = [curve for curve in curves if len(curve.steps_P)]
     if not whole:
         return
-    # of seeds that validated at the same steps
-    length = min(len(curve.steps_P) for curve in whole)
-    x = whole[0].steps_P[:length] * price
-    bits = np.stack([curve.bits_P[:length] for curve in whole])
+    # runs that were there before may have validated at other steps
+    alike = [curve for curve in whole if np.array_equal(curve.steps_P, whole[0].steps_P)]
+    x = whole[0].steps_P * price
+    bits = np.stack([curve.bits_P for curve in alike])
     axis.plot(x, bits.mean(0), color=colour, label=label, marker="o", markersize=3)
     axis.fill_between(x, bits.min(0), bits.max(0), color=colour, alpha=0.2, linewidth=0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -10,9 +12,11 @@ from pydantic import ValidationError
 from valkyrie_core.allocate.match import matched
 from valkyrie_core.compare.contenders import Contender, design_hash
 from valkyrie_core.errors import UsageError
+from valkyrie_core.inventory import find_run
 from valkyrie_core.plan.flops import training_flops
 from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe
+from valkyrie_core.train.stages import stages
 
 Match = Literal["tokens", "params", "flops", "seconds"]
 SHARED = (
@@ -20,6 +24,8 @@ SHARED = (
     *("eval_every", "eval_tokens", "save_every", "log_every"),
 )
 """Keys of `train` that decide what is read when; all take the reference's."""
+LONG_WARMUP = 0.25
+"""A warm-up of a greater share of the steps is told."""
 USUAL = "runs"
 FOLDER = "compare"
 """Runs of comparisons live here, in the folder of runs."""
@@ -43,12 +49,24 @@ def on_one_text(
         steps: of the reference; None: its recipe's.
         varied: keys that are compared, and stay as they are.
     """
-    first = designs[0].recipe
+    for one in designs:
+        if one.recipe.train.fit is not None:
+            raise UsageError(
+                f"{one.name} has train.fit, which changes a design to fit this machine",
+                hint="compare recipes without it; `valkyrie train` says what it would change",
+            )
+    first = _from_weights(designs[0])
     if steps is not None:
         first = _train(first, steps=steps)
+    if first.train.eval_steps > max(1, first.train.steps // 4):
+        # a curve of one point tells nothing
+        first = _train(first, eval_every=max(1, first.train.steps // 10))
     recipes, notes = {designs[0].name: first}, []
+    for one in designs:
+        if one.recipe.train.init_from is not None:
+            notes.append(f"{one.name} starts from the weights of {one.recipe.train.init_from}")
     for one in designs[1:]:
-        recipe = one.recipe
+        recipe = _from_weights(one)
         if recipe.data != first.data:
             notes.append(f"{one.name} reads {designs[0].name}'s text, with its tokenizer")
             size = first.data.tokenizer.vocab_size
@@ -66,8 +84,32 @@ def on_one_text(
                 for key, value in changes.items()
             )
             notes.append(f"{one.name} trains as {designs[0].name} does: {told}")
-        recipes[one.name] = _valid(_train(recipe, **changes), one.name)
+        recipe = _train(recipe, **changes)
+        parts = math.gcd(recipe.train.grad_accum_steps, recipe.train.batch_size)
+        if parts != recipe.train.grad_accum_steps:
+            was = recipe.train.grad_accum_steps
+            notes.append(
+                f"{one.name}: grad_accum_steps {was} -> {parts}, which changes no gradient"
+            )
+            recipe = _train(recipe, grad_accum_steps=parts)
+        if (recipe.device, recipe.train.precision) != (first.device, first.train.precision):
+            notes.append(
+                f"{one.name} trains on {recipe.device} in {recipe.train.precision}, "
+                f"{designs[0].name} on {first.device} in {first.train.precision}"
+            )
+        recipes[one.name] = _valid(recipe, one.name)
     return recipes, notes
+
+
+def _from_weights(one: Contender) -> Recipe:
+    """The recipe with a place where `init_from` is found, wherever the training lies.
+
+    Raises MissingError where it is not.
+    """
+    source = one.recipe.train.init_from
+    if source is None:
+        return one.recipe
+    return _train(one.recipe, init_from=str(find_run(source, one.recipe.runs_dir).path.resolve()))
 
 
 def at_equal(
@@ -88,7 +130,7 @@ def at_equal(
         recipe = recipes[name]
         if match == "tokens" and recipe.train.steps == first.train.steps:
             # a step that reads more tokens is one of fewer
-            ratio = tokens_per_step(first) / tokens_per_step(recipe)
+            ratio = tokens_of(first) / tokens_of(recipe)
             steps = max(1, round(first.train.steps * ratio))
             if steps != first.train.steps:
                 recipe = _train(recipe, steps=steps)
@@ -101,7 +143,9 @@ def at_equal(
             notes += [f"{name}: {note}" for note in how.notes]
         elif match in ("flops", "seconds"):
             if match == "flops":
-                ratio = flops_per_token(first) / flops_per_token(recipe)
+                ratio = flops_of(first) / flops_of(recipe)
+                if recipe.train.steps != first.train.steps:
+                    ratio *= recipe.train.steps / first.train.steps
             else:
                 ratio = step_seconds[names[0]] / step_seconds[name]
             steps = max(1, round(first.train.steps * ratio))
@@ -109,6 +153,13 @@ def at_equal(
             what = "FLOPs" if match == "flops" else "seconds"
             notes.append(_budget(name, steps, names[0], first, what))
         found[name] = recipe
+    for name, recipe in found.items():
+        warmup = recipe.train.schedule.warmup_steps
+        if warmup > LONG_WARMUP * recipe.train.steps:
+            notes.append(
+                f"{name} warms up for {min(warmup, recipe.train.steps):,} of its "
+                f"{recipe.train.steps:,} steps"
+            )
     return found, notes
 
 
@@ -118,35 +169,54 @@ def _budget(name: str, steps: int, reference: str, first: Recipe, what: str) -> 
 
 
 def trials(
-    recipes: Mapping[str, Recipe], designs: Sequence[Contender], seeds: int, runs_dir: str
+    recipes: Mapping[str, Recipe],
+    designs: Sequence[Contender],
+    seeds: int,
+    runs_dir: str,
+    text: str,
 ) -> list[Trial]:
     """Every training, seed by seed, so that an interrupted comparison has whole seeds.
 
+    All have the reference's seeds, so that a pair reads the same text in the same order. A design
+    that is there before has the next ones: with the same seeds it would be the same training.
+
     Args:
         runs_dir: where runs live; the usual folder: where the first recipe says.
+        text: the fingerprint of what is read; another text is another training.
     """
-    if runs_dir == USUAL:
+    if runs_dir == USUAL and designs[0].run is None:
         runs_dir = designs[0].recipe.runs_dir
+    hashes = [design_hash(recipes[one.name]) for one in designs]
     found = []
     for number in range(seeds):
-        for one in designs:
+        for place, one in enumerate(designs):
             recipe = recipes[one.name]
-            seed = one.recipe.seed + number
-            name = f"{one.recipe.name[:60]}-{design_hash(recipe)[:8]}-seed{seed}"
+            again = hashes[:place].count(hashes[place])
+            seed = designs[0].recipe.seed + again * seeds + number
+            # a run that goes on has to validate as it did
+            validation = f"{recipe.train.eval_every} {recipe.train.eval_tokens}"
+            whole = f"{hashes[place]} {text} {validation}"
+            key = hashlib.sha256(whole.encode()).hexdigest()[:8]
+            name = f"{one.recipe.name[:60]}-{key}-seed{seed}"
             update = {"name": name, "seed": seed, "runs_dir": f"{runs_dir}/{FOLDER}"}
             found.append(Trial(one.name, seed, recipe.model_copy(update=update)))
     return found
 
 
-def flops_per_token(recipe: Recipe) -> int:
-    """Training FLOPs, by formula."""
-    context = recipe.train.context_len
-    return sum(training_flops(weightless(recipe.model), context).values())
+def flops_of(recipe: Recipe) -> int:
+    """FLOPs of the whole training, by formula, every stage at its own context."""
+    model, total = weightless(recipe.model), 0
+    parts = stages(recipe.train)
+    ends = [*(part.first_step for part in parts[1:]), recipe.train.steps]
+    for part, end in zip(parts, ends, strict=True):
+        tokens = (end - part.first_step) * part.batch_size * part.context_len
+        total += tokens * sum(training_flops(model, part.context_len).values())
+    return total
 
 
-def tokens_per_step(recipe: Recipe) -> int:
-    """Tokens that one optimizer step reads."""
-    return recipe.train.batch_size * recipe.train.context_len
+def tokens_of(recipe: Recipe) -> int:
+    """Tokens that the whole training reads."""
+    return recipe.train.steps * recipe.train.batch_size * recipe.train.context_len
 
 
 def _train(recipe: Recipe, **changes: object) -> Recipe:
@@ -167,4 +237,4 @@ def _valid(recipe: Recipe, name: str) -> Recipe:
 
 def _told(value: object) -> str:
     text = str(value)
-    return text if len(text) < 40 else "its own"
+    return text if len(text) < 40 else "..."

@@ -27,8 +27,8 @@ def comparison_page(report: CompareReport, picture: str, command: str) -> str:
         "## The differences",
         "",
         f"Each less `{report.reference}`'s: fewer bits and more right answers are better. "
-        "Intervals are 95 %, over other seeds and other items; p after Holm's correction over "
-        "all rows.",
+        "Intervals are 95 %, over other seeds and other items; the first metric is tested by "
+        "itself, the others together: p after Holm's correction within each.",
         "",
         *_differences(report),
         "",
@@ -74,8 +74,8 @@ def _differences(report: CompareReport) -> list[str]:
     for one in report.metrics:
         gap = one.difference
         lines.append(
-            f"| {one.name} | `{one.contender}` | {gap.value:+.4f} | {interval(one)} | "
-            f"{number(gap.p_holm, 4)} | {number(gap.effect_size, 1)} | {one.outcome} |"
+            f"| {cell(one.name)} | `{one.contender}` | {gap.value:+.4f} | {interval(one)} | "
+            f"{probability(gap.p_holm)} | {number(gap.effect_size, 1)} | {one.outcome} |"
         )
     return lines
 
@@ -95,7 +95,7 @@ def _drivers(report: CompareReport) -> list[str]:
             f"{one.seeds} seeds, the rest from the {one.items} items. A true difference of "
             f"{number(gap.detectable, 4)} would be found four times in five; one as large as this "
             f"takes {seeds_needed(one)}. For these very models and other items p is "
-            f"{number(gap.p_items, 4)}."
+            f"{probability(gap.p_items)}."
         )
     return lines
 
@@ -113,7 +113,7 @@ def _accuracies(report: CompareReport) -> list[str]:
     lines = ["## Right answers, by difficulty", ""]
     for corpus, levels in report.contenders[0].accuracy.items():
         lines += [
-            f"| {corpus} | {' | '.join(map(str, levels))} |",
+            f"| {cell(corpus)} | {' | '.join(map(str, levels))} |",
             f"|---|{'---:|' * len(levels)}",
         ]
         for one in report.contenders:
@@ -154,6 +154,16 @@ def interval(one: ComparedMetric) -> str:
     """In brackets, or a dash."""
     gap = one.difference
     return "-" if gap.low is None or gap.high is None else f"{gap.low:+.4f} to {gap.high:+.4f}"
+
+
+def cell(text: str) -> str:
+    """A name that is no end of a table's cell."""
+    return text.replace("|", "\\|")
+
+
+def probability(value: float | None) -> str:
+    """Four digits, and never a plain zero."""
+    return "<0.0001" if value is not None and value < 1e-4 else number(value, 4)
 
 
 def number(value: float | None, digits: int, *, sign: bool = False) -> str:

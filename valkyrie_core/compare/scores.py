@@ -25,9 +25,9 @@ from valkyrie_core.errors import CheckpointError, ResourceError
 from valkyrie_core.evaluate.answers import right_answers
 from valkyrie_core.evaluate.bits import ItemScore, item_scores
 from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.train.checkpoint import step_directory
-from valkyrie_core.train.device import resolve_precision
-from valkyrie_core.train.load import LoadedRun, load_run
+from valkyrie_core.train.load import load_run
 from valkyrie_core.train.manifest import MANIFEST
 from valkyrie_core.train.storage import Storage
 
@@ -64,6 +64,8 @@ class RunScores(Config):
 
     checkpoint: str
     """Hash of what was scored: another checkpoint has another one."""
+    text: str
+    """Fingerprint of what it was scored on, and how."""
     tokens: int
     """Of each corpus, at most."""
     corpora: dict[str, CorpusItems]
@@ -78,9 +80,18 @@ def scores_of(
     tokens: int,
     kept: Path,
     *,
+    text: str,
+    context_len: int,
+    precision: Precision,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> RunScores:
     """The scores of a run's checkpoint; what `kept` holds is not computed again.
+
+    Args:
+        tokens: of each corpus, at most.
+        text: the fingerprint of the text.
+        context_len: tokens of a window.
+        precision: in which all designs are scored.
 
     Raises:
         CheckpointError: the checkpoint can't be read.
@@ -88,20 +99,24 @@ def scores_of(
         ResourceError: `kept` can't be written.
     """
     checkpoint = _identity(run, step)
+    how = f"{text} {context_len} {precision} {STRETCH}"
     found = _read(kept)
-    if found is not None and (found.checkpoint, found.tokens) == (checkpoint, tokens):
+    if found is not None and (found.checkpoint, found.text, found.tokens) == (
+        checkpoint,
+        how,
+        tokens,
+    ):
         return found
     loaded = load_run(run, step=step)
     recipe = loaded.recipe
     dataset = prepare(recipe.data, cache=cache_dir(), tokenizer=loaded.tokenizer)
-    precision = resolve_precision(recipe.train.precision, loaded.model.embedding.weight.device)
     corpora = {}
     for name, corpus in dataset.corpora.items():
         few = _documents(corpus.validation.doc_starts, tokens) < FEW_DOCUMENTS
         items = item_scores(
             loaded.model,
             corpus.validation,
-            context_len=recipe.train.longest_context,
+            context_len=context_len,
             context="window",
             max_tokens=tokens,
             stretch=STRETCH if few else None,
@@ -114,11 +129,15 @@ def scores_of(
             items=tuple(tuple(one) for one in items),
         )
     answers = {
-        name: _answers(loaded, asked, dataset.corpora[name].validation, precision)
+        name: _answers(
+            loaded.model, asked, dataset.corpora[name].validation, context_len, precision
+        )
         for name, asked in recipe.data.corpora.items()
         if isinstance(asked, QuestionsCorpus)
     }
-    scores = RunScores(checkpoint=checkpoint, tokens=tokens, corpora=corpora, answers=answers)
+    scores = RunScores(
+        checkpoint=checkpoint, text=how, tokens=tokens, corpora=corpora, answers=answers
+    )
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         Storage().replace_json(kept, scores.model_dump(mode="json"))
@@ -128,12 +147,14 @@ def scores_of(
 
 
 def _answers(
-    run: LoadedRun, corpus: QuestionsCorpus, split: PackedSplit, precision: Precision
+    model: HybridLM,
+    corpus: QuestionsCorpus,
+    split: PackedSplit,
+    context_len: int,
+    precision: Precision,
 ) -> Answers:
     asked = corpus.held_out()
-    right = right_answers(
-        run.model, split, context_len=run.recipe.train.longest_context, precision=precision
-    )
+    right = right_answers(model, split, context_len=context_len, precision=precision)
     assert len(right) == len(asked)
     return Answers(
         right=tuple(right),
@@ -169,12 +190,15 @@ def _read(kept: Path) -> RunScores | None:
 
 def bits_SI(runs: Sequence[RunScores], corpora: Sequence[str]) -> tuple[Array, Array]:
     """Bits per byte of every seed and item, and the items' bytes."""
-    rows, sizes = [], np.zeros(0)
-    for run in runs:
-        items = [ItemScore(*item) for name in corpora for item in run.corpora[name].items]
-        sizes = np.array([one.bytes for one in items], dtype=np.float64)
-        rows.append(np.array([one.nats for one in items]) / math.log(2) / sizes)
-    return np.stack(rows), sizes
+    items_SI = [
+        [ItemScore(*item) for name in corpora for item in run.corpora[name].items] for run in runs
+    ]
+    keys = {tuple((one.document, one.stretch, one.bytes) for one in items) for items in items_SI}
+    if len(keys) > 1:
+        raise ValueError("trainings were scored on different items")
+    sizes = np.array([one.bytes for one in items_SI[0]], dtype=np.float64)
+    nats_SI = np.array([[one.nats for one in items] for items in items_SI])
+    return nats_SI / math.log(2) / sizes, sizes
 
 
 def right_SI(runs: Sequence[RunScores], corpora: Sequence[str]) -> Array:

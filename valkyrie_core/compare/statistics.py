@@ -76,12 +76,15 @@ class _Parts(NamedTuple):
     """Beyond what the seeds' part has of it already."""
 
 
-def effect(differences_SI: Array, weights_I: Array | None = None, *, seed: int = 0) -> Effect:
+def effect(
+    differences_SI: Array, weights_I: Array | None = None, *, family: int = 1, seed: int = 0
+) -> Effect:
     """What differences say that are paired by seed and by item.
 
     Args:
         differences_SI: one design's score less the other's.
         weights_I: what items count, such as their bytes; left out, all alike.
+        family: differences that are tested together; each has so much less of a chance to be found.
         seed: of the resampling.
 
     Raises:
@@ -100,11 +103,15 @@ def effect(differences_SI: Array, weights_I: Array | None = None, *, seed: int =
     rng = np.random.default_rng([seed, S, num_items])
     p_items = _flipped(d_SI.mean(0) * w_I, rng) if num_items > 1 else None
     nothing = Effect(value, S, num_items, p_items=p_items)
-    # one seed says nothing of others
+    # one seed says nothing of others, and one item neither
     if S < 2:
         return nothing
+    if num_items < 2:
+        return nothing
     parts = _resampled(d_SI, w_I, rng)
-    error, degrees = _error(parts, S, num_items)
+    # items of unequal size are fewer than they look: the largest ones are most of the text
+    effective = 1 / float((w_I**2).sum())
+    error, degrees = _error(parts, S, effective)
     size = None if parts.seeds == 0 else value / math.sqrt(parts.seeds * S)
     if error == 0:
         # all pairs are alike to the last bit
@@ -121,8 +128,8 @@ def effect(differences_SI: Array, weights_I: Array | None = None, *, seed: int =
         degrees=degrees,
         from_seeds=parts.seeds / (parts.seeds + parts.items),
         effect_size=size,
-        detectable=_detectable(error, degrees),
-        seeds_needed=_seeds_needed(value, parts, S, num_items),
+        detectable=_detectable(error, degrees, family),
+        seeds_needed=_seeds_needed(value, parts, S, effective, family),
     )
 
 
@@ -134,9 +141,9 @@ def _resampled(d_SI: Array, w_I: Array, rng: np.random.Generator) -> _Parts:
     drawn_RS = rng.multinomial(S, np.full(S, 1 / S), size=RESAMPLES) / S
     # of S numbers drawn from S the variance is (S - 1) / S of what it should be
     seeds = float((drawn_RS @ means_S).var()) * S / (S - 1)
-    if num_items < 2:
-        return _Parts(seeds, 0.0)
-    factor = num_items / (num_items - 1)
+    # what lies around a mean that it pulls to itself is less than what lies around the true one
+    q, cubes = float((w_I**2).sum()), float((w_I**3).sum())
+    factor = q / (q - 2 * cubes + q**2)
     drawn = []
     block = max(1, BLOCK // num_items)
     for start in range(0, RESAMPLES, block):
@@ -150,7 +157,7 @@ def _resampled(d_SI: Array, w_I: Array, rng: np.random.Generator) -> _Parts:
     return _Parts(seeds, max(0.0, items - shared))
 
 
-def _error(parts: _Parts, S: int, num_items: int) -> tuple[float, float]:
+def _error(parts: _Parts, S: int, num_items: float) -> tuple[float, float]:
     """The standard error, and the degrees of freedom that make its interval as wide as both parts,
     each with its own."""
     total = parts.seeds + parts.items
@@ -173,34 +180,36 @@ def _quantile(degrees: float) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, degrees))
 
 
-def _power(true: float, error: float, degrees: float) -> float:
-    """The chance that a true difference is found.
+def _power(true: float, error: float, degrees: float, family: int = 1) -> float:
+    """The chance that a true difference is found among a family of them, at worst.
 
     Over the middle of each of `STRATA` equal parts of what the standard error may come out as: the
     non-central distribution of libraries is not a number for some degrees that are no integers.
     """
     middles = (np.arange(STRATA) + 0.5) / STRATA
-    bounds = _quantile(degrees) * np.sqrt(stats.chi2.ppf(middles, degrees) / degrees)
+    bound = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / family, degrees))
+    bounds = bound * np.sqrt(stats.chi2.ppf(middles, degrees) / degrees)
     shift = abs(true) / error
     return float((stats.norm.cdf(shift - bounds) + stats.norm.cdf(-shift - bounds)).mean())
 
 
-def _detectable(error: float, degrees: float) -> float:
+def _detectable(error: float, degrees: float, family: int = 1) -> float:
     low, high = 0.0, error
-    while _power(high, error, degrees) < POWER:
+    while _power(high, error, degrees, family) < POWER:
         high *= 2
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if _power(middle, error, degrees) < POWER else (low, middle)
+        enough = _power(middle, error, degrees, family) >= POWER
+        low, high = (low, middle) if enough else (middle, high)
     return high
 
 
-def _seeds_needed(value: float, parts: _Parts, S: int, num_items: int) -> int | None:
+def _seeds_needed(value: float, parts: _Parts, S: int, num_items: float, family: int) -> int | None:
     """The least number of seeds; the items' part stays as it is."""
 
     def enough(n: int) -> bool:
         error, degrees = _error(_Parts(parts.seeds * S / n, parts.items), n, num_items)
-        return error == 0 or _power(value, error, degrees) >= POWER
+        return error == 0 or _power(value, error, degrees, family) >= POWER
 
     if not enough(MOST_SEEDS):
         return None

@@ -29,7 +29,8 @@ class _Group(NamedTuple):
 def metrics(scores: Mapping[str, Sequence[RunScores]]) -> list[ComparedMetric]:
     """Every contender against the first one: of all corpora together, then of each.
 
-    Where all corpora ask questions, the share of right answers comes first, else bits per byte.
+    Where all corpora ask questions, the share of right answers comes first, else bits per byte. The
+    first metric is tested by itself, all others together (Holm's correction within each).
 
     Args:
         scores: by contender, one for every seed; all have read the same items.
@@ -39,25 +40,30 @@ def metrics(scores: Mapping[str, Sequence[RunScores]]) -> list[ComparedMetric]:
     bits = _groups(BITS, list(first.corpora))
     right = _groups(ACCURACY, list(first.answers))
     groups = right + bits if len(first.answers) == len(first.corpora) else bits + right
-    rows = [
-        (group, name, *_pair(scores[names[0]], scores[name], group))
-        for group in groups
-        for name in names[1:]
-    ]
-    known = [found.p for *_, found in rows if found.p is not None]
-    corrected = iter(holm(known))
-    return [
-        _metric(
-            group,
-            name,
-            (mean, other),
-            found,
-            None if found.p is None else next(corrected),
-            _mcnemar(scores[names[0]], scores[name], group),
-            _constant(first, group),
-        )
-        for group, name, mean, other, found in rows
-    ]
+    found: list[ComparedMetric] = []
+    # what the verdict is about is tested by itself: else every corpus would cost it power
+    for family in (groups[:1], groups[1:]):
+        size = len(family) * (len(names) - 1)
+        rows = [
+            (group, name, *_pair(scores[names[0]], scores[name], group, size))
+            for group in family
+            for name in names[1:]
+        ]
+        known = [gap.p for *_, gap in rows if gap.p is not None]
+        corrected = iter(holm(known))
+        found += [
+            _metric(
+                group,
+                name,
+                (mean, other),
+                gap,
+                None if gap.p is None else next(corrected),
+                _mcnemar(scores[names[0]], scores[name], group),
+                _constant(first, group),
+            )
+            for group, name, mean, other, gap in rows
+        ]
+    return found
 
 
 def _groups(unit: str, corpora: Sequence[str]) -> list[_Group]:
@@ -67,7 +73,7 @@ def _groups(unit: str, corpora: Sequence[str]) -> list[_Group]:
 
 
 def _pair(
-    reference: Sequence[RunScores], contender: Sequence[RunScores], group: _Group
+    reference: Sequence[RunScores], contender: Sequence[RunScores], group: _Group, family: int
 ) -> tuple[float, float, Effect]:
     if group.unit == ACCURACY:
         a_SI, b_SI = right_SI(reference, group.corpora), right_SI(contender, group.corpora)
@@ -77,7 +83,7 @@ def _pair(
         b_SI, _ = bits_SI(contender, group.corpora)
     share_I = weight_I / weight_I.sum()
     means = (float((a_SI @ share_I).mean()), float((b_SI @ share_I).mean()))
-    return (*means, effect(b_SI - a_SI, weight_I))
+    return (*means, effect(b_SI - a_SI, weight_I, family=family))
 
 
 def _mcnemar(
@@ -159,7 +165,7 @@ def _sentence(reference: str, one: ComparedMetric, match: str) -> str:
     interval = f"95 % interval {gap.low:+.4f} to {gap.high:+.4f}"
     value = f"{gap.value:+.4f} {one.unit}"
     if gap.value == 0 and gap.low == gap.high == 0:
-        return f"{one.contender} and {reference} are equal to the last bit {budget}, {where}."
+        return f"{one.contender} and {reference} are equal to the last bit {budget}; {where}."
     if one.outcome != "not enough evidence":
         return (
             f"{one.contender} is {one.outcome} than {reference} {budget}: {value} "

@@ -146,6 +146,7 @@ def compare(
     *,
     seeds: int = 3,
     steps: int | None = None,
+    share: float = 1.0,
     match: Match = "tokens",
     runs_dir: str | Path = "runs",
     out: str | Path | None = None,
@@ -163,7 +164,7 @@ def compare(
     Args:
         designs: names or files of recipes, or runs; the first one is what others are set against.
         seeds: trainings of each, from the seed of its recipe on.
-        steps: of the first design; None: its recipe's.
+        steps: of the first design; None: its recipe's, of which `share` is trained.
         match: what trainings have in common: tokens, parameters and tokens (ffns are resized),
             training FLOPs or seconds (the others train more or fewer steps).
         out: a folder; None: results/A_vs_B.
@@ -185,6 +186,7 @@ def compare(
         designs,
         seeds=seeds,
         steps=steps,
+        share=share,
         match=match,
         runs_dir=str(runs_dir),
         out=None if out is None else typed_path(out),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -20,9 +21,9 @@ from valkyrie_core.compare.matching import (
     Match,
     Trial,
     at_equal,
-    flops_per_token,
+    flops_of,
     on_one_text,
-    tokens_per_step,
+    tokens_of,
     trials,
 )
 from valkyrie_core.compare.page import comparison_page
@@ -31,8 +32,14 @@ from valkyrie_core.compare.speed import step_seconds
 from valkyrie_core.compare.vary import varied
 from valkyrie_core.compare.verdict import metrics, sentence
 from valkyrie_core.data.dataset import prepare
-from valkyrie_core.errors import MissingError, ResourceError, RunInUseError, UsageError
-from valkyrie_core.inventory import is_run
+from valkyrie_core.errors import (
+    DivergedError,
+    MissingError,
+    ResourceError,
+    RunInUseError,
+    UsageError,
+    ValkyrieError,
+)
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import (
@@ -45,6 +52,7 @@ from valkyrie_core.report import (
 from valkyrie_core.runs.training import tell_now_and_then, train_recipe
 from valkyrie_core.train.checkpoint import step_directory
 from valkyrie_core.train.curves import draw_curves
+from valkyrie_core.train.device import resolve_device, resolve_precision
 from valkyrie_core.train.metrics import read_metrics
 from valkyrie_core.train.progress import StepEvent
 from valkyrie_core.train.storage import Storage
@@ -55,6 +63,7 @@ SUMMARY, PICTURE, PAGE = "comparison_summary.json", "comparison_plots.png", "com
 SPEED = "step_seconds.json"
 """What steps took when the comparison was begun: it fixes how many there are at equal seconds."""
 SCORES = "scores"
+LONGEST_NAME = 100
 LEAST_TOKENS = 65_536
 """Of each corpus that is scored, at least, where it has so many."""
 Begin = Callable[[str, int, int, float], Callable[[StepEvent], None]]
@@ -77,6 +86,7 @@ def compare_designs(
     *,
     seeds: int,
     steps: int | None,
+    share: float,
     match: Match,
     runs_dir: str,
     out: Path | None,
@@ -97,15 +107,19 @@ def compare_designs(
     else:
         designs = contenders(arguments, runs_dir)
         title = "_vs_".join(one.name for one in designs)
+    if steps is None and share != 1:
+        steps = max(1, round(share * designs[0].recipe.train.steps))
     recipes, notes = on_one_text(designs, steps, keys)
-    folder = out or Path("results", title[:120])
+    folder = out or Path("results", _folder_name(title, match))
     if resume and not (folder / SPEED).exists():
         raise MissingError(
             f"there is no comparison in {folder} to go on with", hint="leave out --resume"
         )
     with _alone(folder):
         first = recipes[designs[0].name]
-        prepare(first.data, progress=tell_now_and_then())
+        text = prepare(first.data, progress=tell_now_and_then()).fingerprint
+        device = resolve_device(first.device)
+        precision = resolve_precision(first.train.precision, device)
         if match == "params":
             recipes, more = at_equal(recipes, match, {})
             speed = _speed(folder, recipes)
@@ -113,8 +127,8 @@ def compare_designs(
             speed = _speed(folder, recipes)
             recipes, more = at_equal(recipes, match, speed)
         notes += more
-        todo = trials(recipes, designs, seeds, runs_dir)
-        reports = _trained(todo, designs, speed, begin, command)
+        todo = trials(recipes, designs, seeds, runs_dir, text)
+        reports = _trained(todo, designs, text, speed, begin, command)
         tokens = max(LEAST_TOKENS, first.train.eval_tokens)
         done = [
             _Done(
@@ -125,6 +139,9 @@ def compare_designs(
                     report.steps,
                     tokens,
                     folder / SCORES / f"{trial.recipe.name}.json",
+                    text=text,
+                    context_len=first.train.longest_context,
+                    precision=precision,
                     progress=reading,
                 ),
                 curve_of(Path(report.directory)),
@@ -140,6 +157,14 @@ def compare_designs(
         )
         _keep(report, by_name, folder, command)
     return report
+
+
+def _folder_name(title: str, match: Match) -> str:
+    """One folder for one comparison; a long name is cut, and told from others by a hash."""
+    name = title if match == "tokens" else f"{title}_equal_{match}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 @contextmanager
@@ -165,15 +190,22 @@ def _alone(folder: Path) -> Iterator[None]:
 def _speed(folder: Path, recipes: Mapping[str, Recipe]) -> dict[str, float]:
     """Seconds of a step, measured when a comparison of these designs is begun, and kept."""
     designs = {name: design_hash(_without_budget(recipe)) for name, recipe in recipes.items()}
+    # in a key's order: which one is named first changes nothing
+    key = hashlib.sha256(json.dumps(sorted(designs.items())).encode()).hexdigest()
     path = folder / SPEED
     try:
-        kept = json.loads(path.read_bytes())
-        if kept["designs"] == designs:
-            return {name: float(kept["seconds"][name]) for name in designs}
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        kept = {}
+    try:
+        return {name: float(kept[key][name]) for name in designs}
+    except (KeyError, TypeError, ValueError):
         pass
     seconds = step_seconds(recipes, told=lambda text: log.info("measuring steps: %s", text))
-    Storage().replace_json(path, {"designs": designs, "seconds": seconds})
+    try:
+        Storage().replace_json(path, {**kept, key: seconds})
+    except OSError as error:
+        raise ResourceError(f"{path} can't be written: {error.strerror}") from error
     return seconds
 
 
@@ -185,6 +217,7 @@ def _without_budget(recipe: Recipe) -> Recipe:
 def _trained(
     todo: Sequence[Trial],
     designs: Sequence[Contender],
+    text: str,
     speed: Mapping[str, float],
     begin: Begin,
     command: str,
@@ -194,7 +227,7 @@ def _trained(
     found = {
         index: report
         for index, trial in enumerate(todo)
-        if (report := _finished(trial, sources[trial.contender])) is not None
+        if (report := _finished(trial, sources[trial.contender], text)) is not None
     }
     ahead = sum(
         trial.recipe.train.steps * speed[trial.contender]
@@ -210,30 +243,39 @@ def _trained(
         shown = f"{trial.contender}, seed {trial.seed}"
         progress = begin(shown, number, count, ahead)
         place = Path(trial.recipe.runs_dir, trial.recipe.name)
-        found[index] = train_recipe(
-            trial.recipe,
-            resume=is_run(place),
-            steps=None,
-            extend_steps=None,
-            progress=progress,
-            resume_command=command,
-        )
+        try:
+            found[index] = train_recipe(
+                trial.recipe,
+                # a folder without it was stopped before its first step
+                resume=(place / "recipe.json").is_file(),
+                steps=None,
+                extend_steps=None,
+                progress=progress,
+                resume_command=command,
+            )
+        except DivergedError as error:
+            raise DivergedError(
+                f"{shown}: {error.message}",
+                hint="a design that diverges can't be compared: lower its rate in its recipe",
+            ) from error
         ahead -= trial.recipe.train.steps * speed[trial.contender]
     return [found[index] for index in range(len(todo))]
 
 
-def _finished(trial: Trial, source: Contender) -> TrainReport | None:
-    """What a finished training of the same design and seed reported: its own, or the user's run."""
-    for place in (
-        Path(trial.recipe.runs_dir, trial.recipe.name),
-        Path(trial.recipe.runs_dir).parent / source.recipe.name,
-    ):
+def _finished(trial: Trial, source: Contender, text: str) -> TrainReport | None:
+    """What a finished training of the same design, text and seed reported: its own, or the
+    user's run."""
+    usual = Path(trial.recipe.runs_dir).parent / source.recipe.name
+    device = resolve_device(trial.recipe.device)
+    precision = resolve_precision(trial.recipe.train.precision, device)
+    for place in (Path(trial.recipe.runs_dir, trial.recipe.name), source.run or usual):
         try:
             recorded = Recipe.from_json(place / "recipe.json")
             report = TrainReport.model_validate_json((place / "report.json").read_bytes())
-        except (MissingError, OSError, ValueError):
+        except (ValkyrieError, OSError, ValueError):
             continue
         same = design_hash(recorded) == design_hash(trial.recipe) and recorded.seed == trial.seed
+        same &= (report.data_fingerprint, report.precision) == (text, precision)
         whole = report.finished and report.steps == trial.recipe.train.steps
         if same and whole and step_directory(place / "checkpoints", report.steps).is_dir():
             # a run that was moved since lies where it was found
@@ -252,9 +294,13 @@ def _report(
     scores = {name: [one.scores for one in done] for name, done in by_name.items()}
     found = metrics(scores)
     reference = designs[0].name
+    trained = {name: done[0].trial.recipe for name, done in by_name.items()}
     described = [_design(one, by_name[one.name]) for one in designs]
     curves = {name: [one.curve for one in done] for name, done in by_name.items()}
     views, equal_seconds = _views(described, curves, match, speed)
+    final = {one.name: one.score - described[0].score for one in described[1:]}
+    if match == "seconds":
+        equal_seconds = dict(final)
     return CompareReport(
         verdict=sentence(reference, found, match),
         reference=reference,
@@ -263,7 +309,7 @@ def _report(
         contenders=described,
         metrics=found,
         views=views,
-        notes=[*notes, *_notes(designs, scores)],
+        notes=[*notes, *_notes(designs, trained, scores)],
         directory=str(folder),
         timing=ComparisonTiming(
             step_seconds=dict(speed),
@@ -279,7 +325,6 @@ def _report(
 def _design(contender: Contender, done: Sequence[_Done]) -> ComparedDesign:
     recipe = done[0].trial.recipe
     size = count_parameters(weightless(recipe.model))
-    tokens = recipe.train.steps * tokens_per_step(recipe)
     bits_of, bytes_I = bits_SI([one.scores for one in done], list(done[0].scores.corpora))
     means = [float(row @ bytes_I / bytes_I.sum()) for row in bits_of]
     return ComparedDesign(
@@ -288,8 +333,8 @@ def _design(contender: Contender, done: Sequence[_Done]) -> ComparedDesign:
         parameters=size.total,
         active_parameters=size.active,
         steps=recipe.train.steps,
-        tokens=tokens,
-        training_flops=tokens * flops_per_token(recipe),
+        tokens=tokens_of(recipe),
+        training_flops=flops_of(recipe),
         runs=[one.report.directory for one in done],
         seeds=[one.trial.seed for one in done],
         score=math.fsum(means) / len(means),
@@ -323,18 +368,22 @@ def _views(
 ) -> tuple[dict[Literal["params", "flops", "seconds"], ComparedView], dict[str, float | None]]:
     """The comparison under every way to call designs equal; and the part that a clock measured."""
     others = [one.name for one in described[1:]]
+    # where trainings were made equal the last scores are the answer
+    final: dict[str, float | None] = {
+        one.name: one.score - described[0].score for one in described[1:]
+    }
     flops = {one.name: one.training_flops / one.steps for one in described}
     views: dict[Literal["params", "flops", "seconds"], ComparedView] = {
         "params": ComparedView(
             matched=match == "params",
             values={one.name: float(one.parameters) for one in described},
             # at other parameters a design is another design: no curve tells
-            difference_at_equal=dict.fromkeys(others),
+            difference_at_equal=final if match == "params" else dict.fromkeys(others),
         ),
         "flops": ComparedView(
             matched=match == "flops",
             values={one.name: float(one.training_flops) for one in described},
-            difference_at_equal=at_equal_spending(curves, flops),
+            difference_at_equal=final if match == "flops" else at_equal_spending(curves, flops),
         ),
         "seconds": ComparedView(
             matched=match == "seconds",
@@ -345,9 +394,12 @@ def _views(
     return views, at_equal_spending(curves, speed)
 
 
-def _notes(designs: Sequence[Contender], scores: Mapping[str, Sequence[RunScores]]) -> list[str]:
+def _notes(
+    designs: Sequence[Contender],
+    trained: Mapping[str, Recipe],
+    scores: Mapping[str, Sequence[RunScores]],
+) -> list[str]:
     notes = []
-    first = designs[0]
     for name, corpus in next(iter(scores.values()))[0].corpora.items():
         if corpus.stretches:
             notes.append(
@@ -355,11 +407,13 @@ def _notes(designs: Sequence[Contender], scores: Mapping[str, Sequence[RunScores
                 f"its items are stretches of {STRETCH:,} tokens, and intervals speak of these "
                 "documents alone"
             )
-    for one in designs[1:]:
-        if one.recipe.seed != first.recipe.seed:
+    hashes = [design_hash(trained[one.name]) for one in designs]
+    for place, one in enumerate(designs):
+        if hashes[place] in hashes[:place]:
+            other = designs[hashes.index(hashes[place])].name
             notes.append(
-                f"{one.name} begins with seed {one.recipe.seed}, {first.name} with "
-                f"{first.recipe.seed}: what they share by a seed does not cancel"
+                f"{one.name} is the same design as {other}, with other seeds: what is found "
+                "between them is chance"
             )
     notes.append("scores are those of the last step, not of the best one: nothing was chosen")
     return notes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import collapse
+from benchmarks import collapse, tables
 from valkyrie_core.nn.moe.layer import MoE, MoEConfig
 from valkyrie_core.nn.state import Ctx
 
@@ -82,3 +82,7 @@ def test_a_short_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = collapse.collapse_table(found)
     assert "| no balance | no | never | 88% |" in table
     assert "| bias, loss-free | yes | never | 88% |" in table
+
+
+def test_the_page_has_a_place() -> None:
+    assert "x" in tables.put(collapse.PAGE.read_text(encoding="utf-8"), collapse.NAME, "x")

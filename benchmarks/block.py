@@ -137,11 +137,13 @@ def _inputs(size: Size, window: Window) -> tuple[nn.Parameter, Tensor]:
     return x_BTD, torch.arange(window.tokens).expand(window.rows, -1)
 
 
-def forward_backward(forward: Callable[[], Tensor], wanted: Sequence[Tensor]) -> Call:
+def forward_backward(
+    forward: Callable[[], Tensor], wanted: Sequence[Tensor], *, bf16: bool = True
+) -> Call:
     """Output and gradients, both under the precision of training."""
 
     def call() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             y_BTD = forward()
         torch.autograd.grad(y_BTD, wanted, torch.ones_like(y_BTD))
 

@@ -1,8 +1,8 @@
 """A mixture of experts against a dense layer that computes as much, as in training.
 
 Eight experts at a width of 512, two for a token, against SwiGLU as wide as both together: equal
-products for a token, four times the weights. Forward and backward under bf16 autocast, with all
-gradients. Tokens are random, so that loads are uneven by chance alone; and skewed, where one expert
+products for a token, four times the weights. Forward and backward with all gradients, under bf16
+autocast where the processor computes in it (emulated, it takes minutes) and else in fp32. Tokens are random, so that loads are uneven by chance alone; and skewed, where one expert
 meets nearly every token.
 """
 
@@ -16,6 +16,7 @@ from torch import nn
 from benchmarks.block import forward_backward
 from benchmarks.result import Findings, Gate
 from benchmarks.timing import Announce, Call, side_by_side
+from valkyrie_core.machine.hardware import supports_bf16
 from valkyrie_core.nn.ffn import SwiGLUConfig
 from valkyrie_core.nn.moe.layer import MoE, MoEConfig
 from valkyrie_core.nn.state import Ctx
@@ -63,7 +64,7 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         for name, make in ((EVEN, experts), (DENSE, dense))
     }
     findings.notes.append(
-        f"bf16 autocast; {EXPERTS} experts, {SLOTS} for a token; parameters: experts "
+        f"{'bf16 autocast' if supports_bf16() else 'fp32'}; {EXPERTS} experts, {SLOTS} for a token; parameters: experts "
         f"{weights[EVEN]:,}, dense {weights[DENSE]:,}."
     )
     return findings
@@ -96,7 +97,8 @@ def call(sizes: Sizes, layer: nn.Module) -> Call:
     x_BTD = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     pos_BT = torch.arange(T).expand(shape[:2])
     ctx = Ctx(pos_BT=pos_BT, segment_BT=torch.zeros_like(pos_BT))
-    return forward_backward(lambda: layer(x_BTD, (), ctx)[0], [x_BTD, *layer.parameters()])
+    wanted = [x_BTD, *layer.parameters()]
+    return forward_backward(lambda: layer(x_BTD, (), ctx)[0], wanted, bf16=supports_bf16())
 
 
 def _awake(layer: nn.Module) -> nn.Module:

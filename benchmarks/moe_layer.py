@@ -2,8 +2,9 @@
 
 Eight experts at a width of 512, two for a token, against SwiGLU as wide as both together: equal
 products for a token, four times the weights. Forward and backward with all gradients, under bf16
-autocast where the processor computes in it (emulated, it takes minutes) and else in fp32. Tokens are random, so that loads are uneven by chance alone; and skewed, where one expert
-meets nearly every token.
+autocast where the processor computes in it (emulated, it takes minutes) and else in fp32. Tokens
+are random, so that loads are uneven by chance alone; and skewed, where one expert meets nearly
+every token.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
         for name, make in ((EVEN, experts), (DENSE, dense))
     }
     findings.notes.append(
-        f"{'bf16 autocast' if supports_bf16() else 'fp32'}; {EXPERTS} experts, {SLOTS} for a token; parameters: experts "
-        f"{weights[EVEN]:,}, dense {weights[DENSE]:,}."
+        f"{'bf16 autocast' if supports_bf16() else 'fp32'}; {EXPERTS} experts, {SLOTS} for a "
+        f"token; parameters: experts {weights[EVEN]:,}, dense {weights[DENSE]:,}."
     )
     return findings
 

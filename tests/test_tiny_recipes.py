@@ -83,7 +83,7 @@ def test_tiny_recipes_cover_every_type() -> None:
     assert {r.train.schedule.type for r in recipes} == types(Schedule)
     # a tiny recipe needs nothing that is not there: no wheel, no hub, no file of the user's
     offline = {c.type for r in recipes for c in r.data.corpora.values()}
-    assert offline == {"python"}
+    assert offline == {"python", "questions"}
     assert offline < types(Corpus)
     built = {r.data.tokenizer.type for r in recipes}
     assert built == types(TokenizerConfig) - {"file"}

@@ -32,7 +32,7 @@ from torch.nn.modules.module import (
 from benchmarks import result, tables
 from benchmarks.jobs import run_jobs
 from valkyrie_core import Recipe, runs
-from valkyrie_core.allocate.statistics import mean_of
+from valkyrie_core.allocate.statistics import difference, mean_of
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.nn.moe.layer import MoE
@@ -259,11 +259,29 @@ def collapse_table(found: Sequence[dict[str, Any]]) -> str:
     origin = found[0]["origin"]
     lines += [
         "",
+        *_with_revive(found),
+        "",
         f"{HELD} steps held and {AFTER} watched; a row every {LOG_EVERY} steps, and recovered is "
         f"the first of {ROWS} in a row. Means over seeds, Student's 95 % intervals. "
         f"{origin['processor']}, {origin['date']}.",
     ]
     return "\n".join(lines)
+
+
+def _with_revive(found: Sequence[dict[str, Any]]) -> list[str]:
+    """What `revive` does to the loss beside each balance, paired by seed."""
+    bpb = {(one["arm"], one["seed"]): one["bpb"] for one in found}
+    parts = []
+    for name, (title, _) in BALANCES.items():
+        seeds = [s for s in SEEDS if (name, s) in bpb and (f"{name}_revive", s) in bpb]
+        if len(seeds) < 2:
+            continue
+        pair = [[bpb[arm, s] for s in seeds] for arm in (f"{name}_revive", name)]
+        mean = difference(*pair)
+        sure = "" if mean.reaches_zero else " (surely)"
+        parts.append(f"{title} {mean.value:+.4f} ± {mean.half_width:.4f}{sure}")
+    told = f"- bits per byte with `revive` less without, paired by seed: {'; '.join(parts)}"
+    return [told] if parts else []
 
 
 if __name__ == "__main__":

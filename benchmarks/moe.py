@@ -245,6 +245,8 @@ def balance_table(found: Sequence[dict[str, Any]], step_ms: dict[str, float]) ->
             + " | ".join(_text([one["bpb_by_corpus"][name] for one in own], 3) for name in corpora)
             + f" | {own[0]['steps']:,} | {step_ms[arm]:.0f} |"
         )
+    worst = ", ".join(f"{ARMS[arm].title} {_worst(by_arm[arm]):.2f}" for arm in routed)
+    lines += ["", f"- MaxVio of the worst layer and seed: {worst}"]
     against = [_against("none", by_arm, routed), _against("bias", by_arm, dense)]
     return "\n".join([*lines, "", *filter(None, against), "", _where(found)])
 
@@ -272,6 +274,11 @@ def _against(base: str, by_arm: dict[str, list[dict[str, Any]]], arms: Sequence[
     if not parts:
         return None
     return f"- bits per byte against {ARMS[base].title}, paired by seed: {'; '.join(parts)}"
+
+
+def _worst(own: Sequence[dict[str, Any]]) -> float:
+    """The largest MaxVio of any layer and seed."""
+    return max(float(layer["max_vio"]) for one in own for layer in one["layers"])
 
 
 def _text(values: Sequence[float], digits: int) -> str:

@@ -12,11 +12,9 @@ by whole trainings: one takes about two minutes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +28,7 @@ from torch.nn.modules.module import (
 )
 
 from benchmarks import result, tables
-from benchmarks.jobs import run_jobs
+from benchmarks.jobs import Study, run_study
 from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.statistics import difference, mean_of
 from valkyrie_core.data.dataset import prepare
@@ -135,34 +133,14 @@ class Hold:
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains what is missing, then writes the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.collapse", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--tables", action="store_true", help="train nothing, write the page")
-    parser.add_argument("--processes", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help="this training, here")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        if options.one:
-            _train(options.one[0], int(options.one[1]), options.runs_dir)
-            return 0
-        if not options.tables:
-            prepare(Recipe.load(RECIPE).data)
-            left = [(a, s) for s in options.seeds for a in options.arms if not _file(a, s).exists()]
-            module = "benchmarks.collapse"
-            run_jobs(module, left, processes=options.processes, runs_dir=options.runs_dir)
-        _write_page()
-    except KeyboardInterrupt:
-        log.warning("stopped; go on with: python -m benchmarks.collapse")
-        return 130
-    except ValkyrieError as error:
-        log.error("%s; go on with: python -m benchmarks.collapse", error)
-        return error.exit_code
-    return 0
+    about = __doc__.splitlines()[0]
+    module = "benchmarks.collapse"
+    study = Study(module, about, ARMS, SEEDS, _file, _train, _prepare, _write_page)
+    return run_study(study, arguments)
+
+
+def _prepare(_runs_dir: Path) -> None:
+    prepare(Recipe.load(RECIPE).data)
 
 
 def _file(arm: str, seed: int) -> Path:

@@ -11,10 +11,8 @@ side; it also says how many steps a dense model makes in the time of the experts
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +20,14 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import quiet, result, tables
-from benchmarks.jobs import run_jobs
+from benchmarks.jobs import Study, run_study
 from benchmarks.timing import side_by_side
 from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.page import estimate
 from valkyrie_core.allocate.statistics import difference, mean_of
 from valkyrie_core.compare.speed import training_step
 from valkyrie_core.data.dataset import prepare
-from valkyrie_core.errors import StoppedError, ValkyrieError
+from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.report import Estimate
 from valkyrie_core.train.storage import Storage
 
@@ -88,40 +86,16 @@ ARMS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains what is missing, then writes the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.moe", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--tables", action="store_true", help="train nothing, write the page")
-    parser.add_argument("--processes", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help="this training, here")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        if options.one:
-            _train(options.one[0], int(options.one[1]), options.runs_dir)
-            return 0
-        if not options.tables:
-            prepare(Recipe.load(RECIPE).data)
-            # one seed after the other, so that an interrupted study has whole seeds
-            left = [(a, s) for s in options.seeds for a in options.arms if not _file(a, s).exists()]
-            if not (FOLDER / SPEED).exists():
-                _measure_speed(options.runs_dir)
-            module = "benchmarks.moe"
-            run_jobs(module, left, processes=options.processes, runs_dir=options.runs_dir)
-        _write_page()
-    except KeyboardInterrupt:
-        log.warning("stopped; go on with: python -m benchmarks.moe")
-        return 130
-    except StoppedError as error:
-        log.warning("%s; go on with: python -m benchmarks.moe", error)
-        return error.exit_code
-    except ValkyrieError as error:
-        log.error("%s", error)
-        return error.exit_code
-    return 0
+    about = __doc__.splitlines()[0]
+    module = "benchmarks.moe"
+    study = Study(module, about, ARMS, SEEDS, _file, _train, _prepare, _write_page)
+    return run_study(study, arguments)
+
+
+def _prepare(runs_dir: Path) -> None:
+    prepare(Recipe.load(RECIPE).data)
+    if not (FOLDER / SPEED).exists():
+        _measure_speed(runs_dir)
 
 
 def _file(arm: str, seed: int) -> Path:

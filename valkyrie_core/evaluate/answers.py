@@ -10,14 +10,20 @@ Shapes: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Literal
 
-import torch
+from torch import Tensor
 
 from valkyrie_core.data.packing import PackedSplit
-from valkyrie_core.evaluate.bits import PADDING_DOCUMENT, chunks, cut_documents
+from valkyrie_core.evaluate.bits import (
+    PADDING_DOCUMENT,
+    Chunk,
+    chunks,
+    cut_documents,
+    read_chunks,
+)
 from valkyrie_core.nn.model import IGNORED, HybridLM
+from valkyrie_core.nn.state import LMState
 
 
 def right_answers(
@@ -41,25 +47,24 @@ def right_answers(
     right = [False] * (len(split.doc_starts) - 1)
     for piece in pieces:
         right[piece.document] = True
-    device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    state, read, was_training = model.init_state(1), 0, model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast:
-            for chunk in chunks(split, pieces, batch_size=batch_size, context_len=context_len):
-                if chunk.offset == 0:
-                    state = model.init_state(len(chunk.tokens_BT))
-                tokens_BT, targets_BT, doc_BT = (x.to(device) for x in chunk[:3])
-                logits_BTV, state, *_ = model(tokens_BT, state, doc_BT)
-                wrong_BT = (logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORED)
-                # not finite is not right: of NaN the likeliest is the first one
-                wrong_BT |= ~logits_BTV.isfinite().all(-1) & (targets_BT != IGNORED)
-                for document in set(chunk.doc_BT[wrong_BT.cpu()].tolist()):
-                    right[document] = False
-                read += int((chunk.doc_BT != PADDING_DOCUMENT).sum())
-                if progress is not None:
-                    progress(read, total)
-    finally:
-        model.train(was_training)
+    read = 0
+
+    def wrong(
+        tokens_BT: Tensor, targets_BT: Tensor, state: LMState, doc_BT: Tensor
+    ) -> tuple[Tensor, LMState]:
+        logits_BTV, state, _ = model(tokens_BT, state, doc_BT)
+        # not finite is not right: of NaN the likeliest is the first one
+        right_BT = (logits_BTV.argmax(-1) == targets_BT) & logits_BTV.isfinite().all(-1)
+        return ~right_BT & (targets_BT != IGNORED), state
+
+    def add(chunk: Chunk, wrong_BT: Tensor) -> None:
+        nonlocal read
+        for document in set(chunk.doc_BT[wrong_BT.cpu()].tolist()):
+            right[document] = False
+        read += int((chunk.doc_BT != PADDING_DOCUMENT).sum())
+        if progress is not None:
+            progress(read, total)
+
+    layout = chunks(split, pieces, batch_size=batch_size, context_len=context_len)
+    read_chunks(model, layout, precision, wrong, add)
     return right

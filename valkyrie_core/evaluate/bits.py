@@ -20,8 +20,11 @@ from valkyrie_core.data.packing import PackedSplit
 from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.errors import DivergedError, StoppedError
 from valkyrie_core.nn.model import IGNORED, HybridLM
+from valkyrie_core.nn.state import LMState
 
 PADDING_DOCUMENT = -1
+Compute = Callable[[Tensor, Tensor, LMState, Tensor], tuple[Tensor, LMState]]
+"""Of tokens, targets, the state and documents: a number at every place [B, T], and the state."""
 
 Context = Literal["carried", "window"]
 """What a token is predicted from.
@@ -119,7 +122,7 @@ def bits_per_byte(
             progress(tally.read, total)
 
     layout = chunks(split, pieces, batch_size=batch_size, context_len=context_len)
-    stopped = _read(model, layout, precision, add, stop)
+    stopped = read_chunks(model, layout, precision, model.token_losses, add, stop)
     return tally.score(
         seconds=time.perf_counter() - began,
         context=context,
@@ -190,21 +193,22 @@ def item_scores(
             progress(read, total)
 
     layout = chunks(split, pieces, batch_size=batch_size, context_len=context_len)
-    _read(model, layout, precision, add, None)
+    read_chunks(model, layout, precision, model.token_losses, add)
     if not all(map(math.isfinite, nats.values())):
         raise _diverged()
     # where nothing is scored there is nothing to compare
     return [ItemScore(*key, nats[key], sizes[key]) for key in sorted(nats) if sizes[key]]
 
 
-def _read(
+def read_chunks(
     model: HybridLM,
     layout: Iterator[Chunk],
     precision: Literal["fp32", "bf16"],
+    compute: Compute,
     add: Callable[[Chunk, Tensor], None],
-    stop: Callable[[], bool] | None,
+    stop: Callable[[], bool] | None = None,
 ) -> bool:
-    """Hands every chunk and its losses to `add`; returns whether `stop` ended it."""
+    """Hands every chunk and what is computed of it to `add`; returns whether `stop` ended it."""
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     state = model.init_state(1)
@@ -218,8 +222,8 @@ def _read(
                 if chunk.offset == 0:
                     state = model.init_state(chunk.tokens_BT.shape[0])
                 tokens_BT, targets_BT, doc_BT = (x.to(device) for x in chunk[:3])
-                losses_BT, state = model.token_losses(tokens_BT, targets_BT, state, doc_BT)
-                add(chunk, losses_BT)
+                found_BT, state = compute(tokens_BT, targets_BT, state, doc_BT)
+                add(chunk, found_BT)
     finally:
         model.train(was_training)
     return False

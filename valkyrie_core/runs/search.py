@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from valkyrie_core.allocate.candidates import Candidate, candidates, designed
 from valkyrie_core.allocate.choice import CHOICE_RULE, RUNG_RULE, WORST
@@ -28,9 +25,10 @@ from valkyrie_core.allocate.statistics import Mean
 from valkyrie_core.allocate.write import check_free, recipe_text, write_new
 from valkyrie_core.cache import cache_dir
 from valkyrie_core.data.dataset import prepare
-from valkyrie_core.errors import ResourceError, RunInUseError, StoppedError, UsageError
+from valkyrie_core.errors import ResourceError, StoppedError, UsageError
 from valkyrie_core.recipe import Recipe, Resolved
 from valkyrie_core.report import CandidateScore, Estimate, SearchReport
+from valkyrie_core.runs.folder import own_folder
 from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.signals import StopRequestedError, StopSignal
 from valkyrie_core.train.storage import Storage
@@ -57,7 +55,7 @@ def search_layouts(
     # before text is prepared: what can't be searched is told at once
     feasible(recipe, config)
     folder = default_folder(recipe, config)
-    with _queue(folder):
+    with own_folder(folder, "searches"):
         sitting = _Sitting(recipe, config, folder, processes, told)
         try:
             found = sitting.search()
@@ -74,24 +72,6 @@ def search_layouts(
         if chosen is not None:
             _write_chosen(resolved, chosen, report, out)
     return report
-
-
-@contextmanager
-def _queue(folder: Path) -> Iterator[None]:
-    """The folder of a search, for this process alone."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{folder} can't be made: {error.strerror}") from error
-    lock = FileLock(folder / "lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunInUseError(f"another process searches in {folder}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Sitting:

@@ -19,6 +19,8 @@ def draw_comparison(report: CompareReport, console: Console) -> None:
     _draw_differences(report, console)
     _draw_accuracy(report, console)
     _draw_views(report, console)
+    for one in report.dropped:
+        console.print(f"dropped: {safe_line(one.name)}, {safe_line(one.why)}", soft_wrap=True)
     for note in report.notes:
         console.print(f"- {safe_line(note)}", soft_wrap=True)
 

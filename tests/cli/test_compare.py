@@ -75,13 +75,13 @@ def test_the_files(whole: Path) -> None:
 def test_the_object_and_nothing_is_trained_again(
     cli: Cli, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from valkyrie_core.runs import comparison
+    from valkyrie_core.runs import comparison_trials
 
     def trained(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("it was trained already")
 
     before = summary(copied)
-    monkeypatch.setattr(comparison, "train_recipe", trained)
+    monkeypatch.setattr(comparison_trials, "train_recipe", trained)
     outcome = cli(*arguments(copied, "--json"))
     assert outcome.code == 0, outcome.err
     report = outcome.json
@@ -282,3 +282,67 @@ def test_a_sweep(cli: Cli, tmp_path: Path, cache: Path) -> None:
     outcome = cli("compare", "tiny/rwkv7", "tiny/hybrid", *vary, *places)
     assert outcome.code == 2
     assert "belongs to one recipe" in outcome.err
+
+
+LRS = "0.001,0.002,0.005,0.02"
+
+
+def test_a_budget_drops_designs_by_short_trainings(
+    cli: Cli, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valkyrie_core.runs import comparison
+
+    # a second for every step: 4 designs, 2 seeds and 8 steps are 64 s
+    monkeypatch.setattr(
+        comparison, "step_seconds", lambda recipes, told: dict.fromkeys(recipes, 1.0)
+    )
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    sweep = ("compare", "tiny/rwkv7", "--vary", f"train.optimizer.lr={LRS}", "--seeds", "2")
+    arguments = (*sweep, "--steps", "8", *places)
+    outcome = cli(*arguments, "--budget", "60s", "--json")
+    assert outcome.code == 0, outcome.err
+    report = outcome.json
+    # the reference stays, and two others have room beside a round of half the steps
+    assert report["contenders"][0]["name"] == "lr-0.001"
+    assert len(report["contenders"]) == 3
+    dropped = {one["name"]: one["why"] for one in report["dropped"]}
+    kept = {one["name"] for one in report["contenders"]}
+    assert dropped
+    assert not kept & set(dropped)
+    assert kept | set(dropped) == {f"lr-{value}" for value in LRS.split(",")}
+    assert "round 1 of 1" in next(iter(dropped.values()))
+    assert "seed 10" in next(iter(dropped.values()))
+    assert "after 4 steps" in next(iter(dropped.values()))
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "not trained to the end" in page
+    assert "--budget 60s" in page
+    before = summary(tmp_path)
+    outcome = cli(*arguments, "--budget", "60s")
+    assert "dropped: lr-" in outcome.out
+    assert summary(tmp_path) == before
+    # as much as is needed: all are trained
+    outcome = cli(*arguments, "--budget", "2m", "--json")
+    assert len(outcome.json["contenders"]) == 4
+    assert outcome.json["dropped"] == []
+    outcome = cli(*arguments, "--budget", "10s")
+    assert outcome.code == 2
+    assert "too few" in outcome.err
+    assert "--budget " in outcome.err
+    for wrong in ("soon", "0m", "-5m", ""):
+        assert cli(*arguments, "--budget", wrong).code == 2, wrong
+
+
+def test_a_design_that_diverges_is_dropped(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    sweep = ("compare", "tiny/rwkv7", "--seeds", "1", "--steps", "3", *places)
+    outcome = cli(*sweep, "--vary", "train.optimizer.lr=0.001,1e30,0.02", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [one["name"] for one in outcome.json["contenders"]] == ["lr-0.001", "lr-0.02"]
+    (dropped,) = outcome.json["dropped"]
+    assert dropped["name"] == "lr-1e30"
+    assert dropped["why"] == "its training with seed 2 diverged"
+    # without the reference, or with nothing else, there is no comparison
+    for values in ("1e30,0.001,0.02", "0.001,1e30"):
+        outcome = cli(*sweep, "--vary", f"train.optimizer.lr={values}")
+        assert outcome.code == 6, outcome.err
+        assert "1e30, seed 2" in outcome.err

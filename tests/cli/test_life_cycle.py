@@ -82,6 +82,25 @@ def test_steps_set_the_horizon_of_a_fresh_run(cli: Cli, tmp_path: Path, cache: P
     assert outcome.json["steps"] == outcome.json["total_steps"] == 3
 
 
+def test_eval_asks_questions(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    trained = cli("train", "tiny/questions", "--steps", "2", "--set", f"runs_dir={tmp_path}")
+    assert trained.code == 0, trained.err
+    outcome = cli("eval", "--runs-dir", str(tmp_path), "--json")
+    assert outcome.code == 0, outcome.err
+    scores = outcome.json["corpora"]
+    assert set(scores) == {"khop", "expression", "sudoku", "maze"}
+    for name, score in scores.items():
+        found = score["accuracy"]
+        assert found["questions"] == score["documents"], name
+        assert 0 <= found["share"] <= 1
+        assert 0 < found["constant_answer"] < 1 or name in ("sudoku", "maze")
+        levels = found["by_difficulty"].values()
+        assert min(levels) <= found["share"] <= max(levels)
+    plain = cli("eval", "--runs-dir", str(tmp_path))
+    assert "khop: right answers" in plain.out
+    assert "one answer for all" in plain.out
+
+
 def test_eval_says_what_the_score_is_worth(cli: Cli, runs_dir: Path) -> None:
     outcome = cli("eval", "tiny-hybrid", "--runs-dir", str(runs_dir), "--json")
     assert outcome.code == 0

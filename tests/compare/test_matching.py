@@ -102,7 +102,7 @@ def test_equal_parameters_are_another_width() -> None:
 def test_trials_come_seed_by_seed() -> None:
     both = designs("seed=40")
     recipes, _ = on_one_text(both, None)
-    todo = trials(recipes, both, 2, "elsewhere", "text")
+    todo = trials(recipes, both, range(2), "elsewhere", "text")
     # the reference's seeds: a pair reads the same in the same order
     assert [(one.contender, one.seed) for one in todo] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert all(one.recipe.runs_dir == "elsewhere/compare" for one in todo)
@@ -111,17 +111,17 @@ def test_trials_come_seed_by_seed() -> None:
     # another budget is another run
     shorter, _ = on_one_text(both, 3)
     assert not {one.recipe.name for one in todo} & {
-        one.recipe.name for one in trials(shorter, both, 2, "runs", "text")
+        one.recipe.name for one in trials(shorter, both, range(2), "runs", "text")
     }
     # and another text is another one, too
     assert not {one.recipe.name for one in todo} & {
-        one.recipe.name for one in trials(recipes, both, 2, "elsewhere", "another")
+        one.recipe.name for one in trials(recipes, both, range(2), "elsewhere", "another")
     }
 
 
 def test_a_design_against_itself_has_seeds_of_its_own() -> None:
     both = designs("seed=7", second="tiny/hybrid")
     recipes, _ = on_one_text(both, None)
-    todo = trials(recipes, both, 3, "runs", "text")
+    todo = trials(recipes, both, range(3), "runs", "text")
     assert [one.seed for one in todo if one.contender == "a"] == [0, 1, 2]
     assert [one.seed for one in todo if one.contender == "b"] == [3, 4, 5]

@@ -62,6 +62,51 @@ def test_ties_of_items_that_differ_in_size(num_items: int, spread: float) -> Non
     assert found / 300 < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 300)
 
 
+def of_kinds(rng: np.random.Generator, num_items: int, apart: float) -> tuple[Array, Array]:
+    """Differences over items of two kinds that favour a design each, and cancel; which is which."""
+    kinds_I = np.arange(num_items) % 2
+    seeds_SK = rng.normal(0, 0.03, (3, 2))
+    d_SI = rng.normal(0, 0.3, (1, num_items)) + rng.normal(0, 0.1, (3, num_items))
+    return d_SI + seeds_SK[:, kinds_I] + apart * (1 - 2 * kinds_I), kinds_I
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_items", [10, 40])
+def test_ties_of_items_of_two_kinds(num_items: int) -> None:
+    rng = np.random.default_rng(num_items)
+    found = 0
+    for _ in range(300):
+        d_SI, kinds_I = of_kinds(rng, num_items, 1.0)
+        found += effect(d_SI, strata_I=kinds_I).found
+    assert found / 300 < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_what_kinds_differ_by_is_no_noise() -> None:
+    d_SI, kinds_I = of_kinds(np.random.default_rng(6), 40, 1.0)
+    apart, together = effect(d_SI, strata_I=kinds_I), effect(d_SI)
+    assert apart.value == together.value
+    assert apart.standard_error is not None
+    assert together.standard_error is not None
+    assert apart.standard_error < 0.5 * together.standard_error
+    # and where kinds do not differ, kinds change little
+    alike_SI, kinds_I = of_kinds(np.random.default_rng(6), 40, 0.0)
+    found = effect(alike_SI, strata_I=kinds_I)
+    assert found.standard_error == pytest.approx(effect(alike_SI).standard_error, rel=0.1)
+
+
+def test_an_item_that_is_alone_of_its_kind() -> None:
+    d_SI = np.random.default_rng(7).normal(0, 1, (3, 6))
+    kinds_I = np.array([4, 4, 4, 7, 9, 9])
+    found_strata = [sorted(own.tolist()) for own in statistics._strata(kinds_I)]
+    assert sorted(found_strata) == [[0, 1, 2], [3, 4, 5]]
+    found = effect(d_SI, strata_I=kinds_I)
+    assert found.standard_error is not None
+    assert found.standard_error > 0
+    # all alone: as if there were no kinds
+    alone = effect(d_SI, strata_I=np.arange(6))
+    assert alone.standard_error == pytest.approx(effect(d_SI).standard_error, rel=0.15)
+
+
 def test_right_and_wrong_answers_that_tie() -> None:
     rng = np.random.default_rng(1)
     found = 0
@@ -80,8 +125,8 @@ def test_an_effect_of_the_promised_size_is_found_as_often_as_promised(name: str)
     case = TIES[name]
     S, num_items, seeds, items, rest = case
     shared = rest**2 / S / num_items
-    parts = statistics._Parts(seeds**2 / S + shared, items**2 / num_items)
-    true = statistics._detectable(*statistics._error(parts, S, num_items))
+    parts = statistics._Parts(seeds**2 / S + shared, items**2 / num_items, num_items)
+    true = statistics._detectable(*statistics._error(parts, S))
     share = sum(effect(drawn(case, rng) + true).found for _ in range(300)) / 300
     assert 0.7 < share < 0.92
 

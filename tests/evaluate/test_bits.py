@@ -84,6 +84,30 @@ def test_windows_score_every_token_once_with_half_a_window_before_it(
     assert len(scored) == len(set(scored))
 
 
+@pytest.mark.parametrize("context", ["window", "carried"])
+def test_a_long_document_leaves_room_for_others(split: PackedSplit, context: Context) -> None:
+    def taken(max_tokens: int | None, of_document: int | None) -> dict[int, int]:
+        pieces = cut_documents(
+            split, 4, context=context, max_tokens=max_tokens, of_document=of_document
+        )
+        ends: dict[int, int] = {}
+        for piece in pieces:
+            start = int(split.doc_starts[piece.document])
+            ends[piece.document] = max(ends.get(piece.document, 0), piece.end - start)
+        return ends
+
+    lengths = dict(enumerate(np.diff(split.doc_starts).tolist()))
+    whole = {document: length for document, length in lengths.items() if length > 1}
+    assert taken(None, None) == whole
+    assert taken(None, 5) == {document: min(5, length) for document, length in whole.items()}
+    # the marker that begins a document counts, too
+    first = taken(7, 5)
+    assert sum(first.values()) + sum(lengths[d] == 1 for d in range(max(first))) <= 7
+    assert len(first) > 1
+    # without a bound of each, the first so many of all
+    assert list(taken(7, None)) == [0]
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_windows_as_long_as_the_documents_give_the_same(
     model: HybridLM, split: PackedSplit, batch_size: int

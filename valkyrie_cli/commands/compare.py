@@ -51,6 +51,15 @@ def compare(
             help="Compare values of a key of one recipe; several of them make a grid.",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Of all trainings, as 20m or 1h30m: designs that don't fit are dropped by short "
+            "trainings first (successive halving).",
+        ),
+    ] = None,
     experiment: Annotated[
         Literal["quick", "standard", "extended"],
         typer.Option(
@@ -86,11 +95,14 @@ def compare(
       valkyrie compare tiny/hybrid tiny/rwkv7 --steps 20 --json
       valkyrie compare run:quickstart recipes/mine.yaml --experiment quick
       valkyrie compare tiny/hybrid --vary train.optimizer.lr=0.01,0.02 --vary model.dim=32,64
+      valkyrie compare quickstart --vary train.optimizer.lr=0.005,0.01,0.02,0.04 --budget 40m
     """
     from valkyrie_core import runs
+    from valkyrie_core.compare.halving import seconds_of
 
     many, share = EXPERIMENTS[experiment]
-    command = _command(designs, seeds, steps, match, experiment, out, runs_dir, vary or [])
+    seconds = None if budget is None else seconds_of(budget)
+    command = _command(designs, seeds, steps, match, experiment, out, runs_dir, vary or [], budget)
     with _Display() as display:
         report = runs.compare(
             designs,
@@ -102,6 +114,7 @@ def compare(
             out=out,
             resume=resume,
             vary=vary or [],
+            budget=seconds,
             begin=display.begin,
             reading=display.reading,
             resume_command=command,
@@ -154,6 +167,7 @@ def _command(
     out: Path | None,
     runs_dir: str,
     vary: list[str],
+    budget: str | None,
 ) -> str:
     """What does the same again."""
     parts = ["valkyrie", "compare", *designs]
@@ -165,4 +179,5 @@ def _command(
     parts += [] if runs_dir == "runs" else ["--runs-dir", runs_dir]
     for one in vary:
         parts += ["--vary", one]
+    parts += [] if budget is None else ["--budget", budget]
     return shlex.join(parts)

@@ -17,6 +17,7 @@ from valkyrie_cli.render import (
     human_count,
     human_seconds,
     make_table,
+    safe_line,
     say,
 )
 from valkyrie_core.report.formats import KVFormat, RecurrentFormat, Weights
@@ -24,7 +25,7 @@ from valkyrie_core.report.formats import KVFormat, RecurrentFormat, Weights
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from valkyrie_core.report import EvalReport
+    from valkyrie_core.report import Accuracy, EvalReport
 
 BASELINES = {
     "uniform": "every byte alike",
@@ -180,5 +181,18 @@ def _draw(report: EvalReport, console: Console) -> None:
             table.add_row(f"  {baseline}", number, BASELINES.get(baseline, ""), style="dim")
     console.print(table)
     for name, score in report.corpora.items():
+        if score.accuracy is not None:
+            _draw_accuracy(name, score.accuracy, console)
+    for name, score in report.corpora.items():
         for note in score.notes:
             say(f"{name}: {note}", style="dim")
+
+
+def _draw_accuracy(name: str, accuracy: Accuracy, console: Console) -> None:
+    columns = ["", "all", *(f"level {level}" for level in accuracy.by_difficulty)]
+    table = make_table(*columns, right=columns[1:])
+    shares = (accuracy.share, *accuracy.by_difficulty.values())
+    table.add_row(f"{safe_line(name)}: right answers", *(f"{share:.1%}" for share in shares))
+    table.add_row("  one answer for all", f"{accuracy.constant_answer:.1%}", style="dim")
+    console.print(table)
+    console.print(f"Of {accuracy.questions} held-out questions.")

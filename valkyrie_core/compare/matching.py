@@ -67,7 +67,8 @@ def on_one_text(
             notes.append(f"{one.name} starts from the weights of {one.recipe.train.init_from}")
     for one in designs[1:]:
         recipe = _from_weights(one)
-        if recipe.data != first.data:
+        # the order of corpora is the order in which they are drawn
+        if recipe.data.model_dump_json() != first.data.model_dump_json():
             notes.append(f"{one.name} reads {designs[0].name}'s text, with its tokenizer")
             size = first.data.tokenizer.vocab_size
             model = recipe.model.model_copy(update={"vocab_size": size})
@@ -163,36 +164,46 @@ def at_equal(
     return found, notes
 
 
+def shortened(recipe: Recipe, share: float) -> Recipe:
+    """The recipe with a share of its steps, at least one."""
+    return _train(recipe, steps=max(1, round(share * recipe.train.steps)))
+
+
 def _budget(name: str, steps: int, reference: str, first: Recipe, what: str) -> str:
     own = f"{first.train.steps:,}"
     return f"{name} trains {steps:,} steps where {reference} trains {own}: equal {what}"
 
 
+def usual_place(reference: Contender, runs_dir: str) -> str:
+    """Where runs live: what was said, else where the first recipe says."""
+    if runs_dir == USUAL and reference.run is None:
+        return reference.recipe.runs_dir
+    return runs_dir
+
+
 def trials(
     recipes: Mapping[str, Recipe],
     designs: Sequence[Contender],
-    seeds: int,
+    seeds: range,
     runs_dir: str,
     text: str,
 ) -> list[Trial]:
     """Every training, seed by seed, so that an interrupted comparison has whole seeds.
 
-    All have the reference's seeds, so that a pair reads the same text in the same order. A design
-    that is there before has the next ones: with the same seeds it would be the same training.
+    All have the same seeds, so that a pair reads the same text in the same order. A design that is
+    there before has the next ones: with the same seeds it would be the same training.
 
     Args:
-        runs_dir: where runs live; the usual folder: where the first recipe says.
+        runs_dir: where runs live; trainings go into a folder of it.
         text: the fingerprint of what is read; another text is another training.
     """
-    if runs_dir == USUAL and designs[0].run is None:
-        runs_dir = designs[0].recipe.runs_dir
     hashes = [design_hash(recipes[one.name]) for one in designs]
     found = []
-    for number in range(seeds):
+    for first_seed in seeds:
         for place, one in enumerate(designs):
             recipe = recipes[one.name]
             again = hashes[:place].count(hashes[place])
-            seed = designs[0].recipe.seed + again * seeds + number
+            seed = first_seed + again * len(seeds)
             # a run that goes on has to validate as it did
             validation = f"{recipe.train.eval_every} {recipe.train.eval_tokens}"
             whole = f"{hashes[place]} {text} {validation}"

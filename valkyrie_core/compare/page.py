@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from valkyrie_core.report.comparison import ComparedMetric, CompareReport
+
+MOST_COLUMNS = 3
+"""Designs of which each has a column; of more each has a row: a telephone is narrow."""
 
 
 def comparison_page(report: CompareReport, picture: str, command: str) -> str:
@@ -13,35 +18,38 @@ def comparison_page(report: CompareReport, picture: str, command: str) -> str:
         command: what makes the page again.
     """
     names = [one.name for one in report.contenders]
+    title = " against ".join(reversed(names))
+    if len(names) > MOST_COLUMNS:
+        title = f"{len(names) - 1} designs against {report.reference}"
     lines = [
-        f"# {' against '.join(reversed(names))}",
+        f"# {title}",
         "",
         f"**{report.verdict}**",
-        "",
-        f"![curves and differences]({picture})",
-        "",
-        "## The designs",
-        "",
-        *_designs(report),
         "",
         "## The differences",
         "",
         f"Each less `{report.reference}`'s: fewer bits and more right answers are better. "
         "Intervals are 95 %, over other seeds and other items; the first metric is tested by "
-        "itself, the others together: p after Holm's correction within each.",
+        "itself, the others together: p after Holm's correction within each. The effect size is "
+        "the difference over the spread of the seeds' differences.",
         "",
         *_differences(report),
         "",
         *(f"- {line}" for line in _drivers(report)),
         "",
         *_accuracies(report),
+        "## The designs",
+        "",
+        *_designs(report),
+        "",
+        *_dropped(report),
         "## Equal in what?",
         "",
         *_views(report),
         "",
-        "Read off the curves: bits per byte less the reference's where both had spent as much as "
-        "the cheaper one did in all. The one that is cut short there had not finished its "
-        "schedule, which favours the other.",
+        "## Curves and costs",
+        "",
+        f"![differences, scores by cost, and curves]({picture})",
         "",
     ]
     if report.notes:
@@ -49,35 +57,65 @@ def comparison_page(report: CompareReport, picture: str, command: str) -> str:
     return "\n".join([*lines, "Again, or on:", "", f"    {command}", ""])
 
 
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A Markdown table whose first `left` columns hold words."""
+    rules = ["---"] * left + ["---:"] * (len(heads) - left)
+    return [f"| {' | '.join(row)} |" for row in (heads, rules, *rows)]
+
+
 def _designs(report: CompareReport) -> list[str]:
-    lines = [
-        "| design | bits per byte | parameters | of a token | steps | tokens | training FLOPs | "
-        "seconds a step |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    heads = [
+        *("", "bits per byte", "range of seeds", "parameters", "of a token", "steps", "tokens"),
+        *("training FLOPs", "seconds a step"),
     ]
-    for one in report.contenders:
-        spread = f" ({min(one.scores):.4f} to {max(one.scores):.4f})" if len(one.scores) > 1 else ""
-        seconds = report.timing.step_seconds[one.name]
-        lines.append(
-            f"| `{one.name}` | {one.score:.4f}{spread} | {one.parameters:,} | "
-            f"{one.active_parameters:,} | {one.steps:,} | {one.tokens:,} | "
-            f"{one.training_flops:.3g} | {seconds:.3f} |"
-        )
-    return lines
+    rows = [
+        [
+            f"`{one.name}`",
+            f"{one.score:.4f}",
+            f"{min(one.scores):.4f} to {max(one.scores):.4f}",
+            f"{one.parameters:,}",
+            f"{one.active_parameters:,}",
+            f"{one.steps:,}",
+            f"{one.tokens:,}",
+            f"{one.training_flops:.3g}",
+            f"{report.timing.step_seconds[one.name]:.3g}",
+        ]
+        for one in report.contenders
+    ]
+    if len(rows) > MOST_COLUMNS:
+        return table(heads, rows)
+    turned = [list(column) for column in zip(heads, *rows, strict=True)]
+    return table(turned[0], turned[1:])
 
 
 def _differences(report: CompareReport) -> list[str]:
-    lines = [
-        "| metric | design | difference | 95 % interval | p | effect size | outcome |",
-        "|---|---|---:|---|---:|---:|---|",
-    ]
+    several = len(report.contenders) > 2
+    heads = ["metric", "difference (95 % interval)", "p", "effect size", "outcome"]
+    rows = []
     for one in report.metrics:
         gap = one.difference
-        lines.append(
-            f"| {cell(one.name)} | `{one.contender}` | {gap.value:+.4f} | {interval(one)} | "
-            f"{probability(gap.p_holm)} | {number(gap.effect_size, 1)} | {one.outcome} |"
+        rows.append(
+            [
+                cell(one.name),
+                f"{gap.value:+.4f}{interval(one)}",
+                probability(gap.p_holm),
+                number(gap.effect_size, 1),
+                one.outcome,
+            ]
         )
-    return lines
+        if several:
+            rows[-1].insert(1, f"`{one.contender}`")
+    if several:
+        heads.insert(1, "design")
+    return table(heads, rows, left=2 if several else 1)
+
+
+def _dropped(report: CompareReport) -> list[str]:
+    if not report.dropped:
+        return []
+    heads = ["dropped", "why"]
+    rows = [[f"`{one.name}`", cell(one.why)] for one in report.dropped]
+    return ["These were not trained to the end:", "", *table(heads, rows, left=2), ""]
 
 
 def _drivers(report: CompareReport) -> list[str]:
@@ -112,14 +150,11 @@ def _accuracies(report: CompareReport) -> list[str]:
         return []
     lines = ["## Right answers, by difficulty", ""]
     for corpus, levels in report.contenders[0].accuracy.items():
-        lines += [
-            f"| {cell(corpus)} | {' | '.join(map(str, levels))} |",
-            f"|---|{'---:|' * len(levels)}",
+        rows = [
+            [f"`{one.name}`", *(f"{share:.1%}" for share in one.accuracy[corpus].values())]
+            for one in report.contenders
         ]
-        for one in report.contenders:
-            shares = [f"{share:.1%}" for share in one.accuracy[corpus].values()]
-            lines.append(f"| `{one.name}` | {' | '.join(shares)} |")
-        lines.append("")
+        lines += [*table([cell(corpus), *map(str, levels)], rows), ""]
     found = {
         one.name: one.constant_answer for one in report.metrics if one.constant_answer is not None
     }
@@ -129,31 +164,38 @@ def _accuracies(report: CompareReport) -> list[str]:
 
 def _views(report: CompareReport) -> list[str]:
     names = [one.name for one in report.contenders]
-    heads = ["equal", "made equal", *(f"`{name}`" for name in names)]
-    heads += [f"read off the curves: `{name}`" for name in names[1:]]
-    lines = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * (len(heads) - 2)}"]
     titles = {"params": "parameters", "flops": "training FLOPs", "seconds": "seconds of steps"}
-    steps = {one.name: one.steps for one in report.contenders}
-    for key, view in report.views.items():
-        if key == "seconds":
-            spent = {name: report.timing.step_seconds[name] * steps[name] for name in names}
-            values = [f"{spent[name]:.3g}" for name in names]
-            gaps = report.timing.difference_at_equal_seconds
-        else:
-            values = [f"{view.values[name]:.4g}" for name in names]
-            gaps = view.difference_at_equal
-        if key == "params":
-            values = [f"{int(view.values[name] or 0):,}" for name in names]
-        told = [number(gaps.get(name), 4, sign=True) for name in names[1:]]
-        made = "yes" if view.matched else ""
-        lines.append(f"| {titles[key]} | {made} | {' | '.join([*values, *told])} |")
-    return lines
+    heads = ["", *(titles[key] for key in report.views)]
+    made = ["made equal", *("yes" if one.matched else "no" for one in report.views.values())]
+    rows = [made]
+    for one in report.contenders:
+        spent = report.timing.step_seconds[one.name] * one.steps
+        told = [f"{one.parameters:,}", f"{one.training_flops:.4g}", f"{spent:.4g}"]
+        rows.append([f"`{one.name}`", *told])
+    for name in names[1:]:
+        gaps = [
+            (
+                report.timing.difference_at_equal_seconds
+                if key == "seconds"
+                else view.difference_at_equal
+            ).get(name)
+            for key, view in report.views.items()
+        ]
+        title = f"`{name}` less `{names[0]}`, bits per byte"
+        rows.append([title, *(number(gap, 4, sign=True) for gap in gaps)])
+    told = [
+        "What trainings were not made equal in is read off the validation curves, where both had "
+        "spent as much as the cheaper one did in all. The one that is cut short there had not "
+        "finished its schedule, which favours the other. At other parameters a design is another "
+        "design: no curve tells.",
+    ]
+    return [*table(heads, rows), "", *told]
 
 
 def interval(one: ComparedMetric) -> str:
-    """In brackets, or a dash."""
+    """In brackets, or nothing."""
     gap = one.difference
-    return "-" if gap.low is None or gap.high is None else f"{gap.low:+.4f} to {gap.high:+.4f}"
+    return "" if gap.low is None or gap.high is None else f" ({gap.low:+.4f} to {gap.high:+.4f})"
 
 
 def cell(text: str) -> str:

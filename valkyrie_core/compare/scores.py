@@ -1,7 +1,8 @@
 """What one trained model scores on every item, kept beside the comparison.
 
-An item is a document. Where a corpus has few of them, an item is a stretch of one: stretches of one
-document resemble each other, and an interval over them speaks of these documents alone.
+An item is the beginning of a document, so that a long one leaves room for others. Where a corpus
+has few documents, an item is a stretch of one: stretches of one document resemble each other, and
+an interval over them speaks of these documents alone.
 """
 
 from __future__ import annotations
@@ -19,20 +20,18 @@ from valkyrie_core.cache import cache_dir
 from valkyrie_core.compare.statistics import Array
 from valkyrie_core.config import Config
 from valkyrie_core.data.dataset import prepare
-from valkyrie_core.data.packing import PackedSplit
 from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError, ResourceError
-from valkyrie_core.evaluate.answers import right_answers
+from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import ItemScore, item_scores
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.train.checkpoint import step_directory
 from valkyrie_core.train.load import load_run
 from valkyrie_core.train.manifest import MANIFEST
 from valkyrie_core.train.storage import Storage
 
 FEW_DOCUMENTS = 10
-"""Documents of a corpus below which items are stretches."""
+"""Documents of a corpus below which items are stretches; else there is room for so many."""
 STRETCH = 1024
 """Tokens of one."""
 
@@ -99,7 +98,7 @@ def scores_of(
         ResourceError: `kept` can't be written.
     """
     checkpoint = _identity(run, step)
-    how = f"{text} {context_len} {precision} {STRETCH}"
+    how = f"{text} {context_len} {precision} {STRETCH} {FEW_DOCUMENTS}"
     found = _read(kept)
     if found is not None and (found.checkpoint, found.text, found.tokens) == (
         checkpoint,
@@ -112,13 +111,14 @@ def scores_of(
     dataset = prepare(recipe.data, cache=cache_dir(), tokenizer=loaded.tokenizer)
     corpora = {}
     for name, corpus in dataset.corpora.items():
-        few = _documents(corpus.validation.doc_starts, tokens) < FEW_DOCUMENTS
+        few = len(corpus.validation.doc_starts) - 1 < FEW_DOCUMENTS
         items = item_scores(
             loaded.model,
             corpus.validation,
             context_len=context_len,
             context="window",
             max_tokens=tokens,
+            of_document=None if few else max(2, tokens // FEW_DOCUMENTS),
             stretch=STRETCH if few else None,
             precision=precision,
             progress=None if progress is None else _named(progress, name),
@@ -130,7 +130,13 @@ def scores_of(
         )
     answers = {
         name: _answers(
-            loaded.model, asked, dataset.corpora[name].validation, context_len, precision
+            answered(
+                loaded.model,
+                asked,
+                dataset.corpora[name].validation,
+                context_len=context_len,
+                precision=precision,
+            )
         )
         for name, asked in recipe.data.corpora.items()
         if isinstance(asked, QuestionsCorpus)
@@ -146,20 +152,9 @@ def scores_of(
     return scores
 
 
-def _answers(
-    model: HybridLM,
-    corpus: QuestionsCorpus,
-    split: PackedSplit,
-    context_len: int,
-    precision: Precision,
-) -> Answers:
-    asked = corpus.held_out()
-    right = right_answers(model, split, context_len=context_len, precision=precision)
-    assert len(right) == len(asked)
+def _answers(found: Answered) -> Answers:
     return Answers(
-        right=tuple(right),
-        difficulty=tuple(one.difficulty for one in asked),
-        constant=corpus.constant_answer(),
+        right=tuple(found.right), difficulty=tuple(found.difficulty), constant=found.constant
     )
 
 
@@ -174,11 +169,6 @@ def _identity(run: Path, step: int) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-
-
-def _documents(doc_starts: npt.NDArray[np.int64], tokens: int) -> int:
-    """Documents that begin within the first so many tokens."""
-    return int((np.asarray(doc_starts[:-1]) < tokens).sum())
 
 
 def _read(kept: Path) -> RunScores | None:
@@ -199,6 +189,23 @@ def bits_SI(runs: Sequence[RunScores], corpora: Sequence[str]) -> tuple[Array, A
     sizes = np.array([one.bytes for one in items_SI[0]], dtype=np.float64)
     nats_SI = np.array([[one.nats for one in items] for items in items_SI])
     return nats_SI / math.log(2) / sizes, sizes
+
+
+def kinds_I(run: RunScores, corpora: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The corpus of every item that `bits_SI` has."""
+    return np.repeat(
+        np.arange(len(corpora)), [len(run.corpora[name].items) for name in corpora]
+    ).astype(np.int64)
+
+
+def levels_I(run: RunScores, corpora: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The corpus and the level, as one number, of every question that `right_SI` has."""
+    pairs = [
+        (number, level)
+        for number, name in enumerate(corpora)
+        for level in run.answers[name].difficulty
+    ]
+    return np.unique(np.array(pairs), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def right_SI(runs: Sequence[RunScores], corpora: Sequence[str]) -> Array:

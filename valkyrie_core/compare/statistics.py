@@ -9,6 +9,9 @@ error that is itself uncertain: each part is multiplied by the quantile of Stude
 that belongs to it (Graybill and Wang 1980). Satterthwaite's degrees of freedom would be too many
 wherever the seeds happen to lie close together.
 
+Items of several kinds (documents of corpora, questions by level) are drawn within their kind: how
+many there are of each is no accident, and what one kind differs by from another is no noise.
+
 Shapes: S seeds, I items, R resamples.
 """
 
@@ -74,16 +77,24 @@ class _Parts(NamedTuple):
     seeds: float
     items: float
     """Beyond what the seeds' part has of it already."""
+    effective_items: float
+    """As many items of equal size would say as much of their own variance."""
 
 
 def effect(
-    differences_SI: Array, weights_I: Array | None = None, *, family: int = 1, seed: int = 0
+    differences_SI: Array,
+    weights_I: Array | None = None,
+    strata_I: npt.NDArray[np.int64] | None = None,
+    *,
+    family: int = 1,
+    seed: int = 0,
 ) -> Effect:
     """What differences say that are paired by seed and by item.
 
     Args:
         differences_SI: one design's score less the other's.
         weights_I: what items count, such as their bytes; left out, all alike.
+        strata_I: the kind of each item, any numbers; left out, all are of one.
         family: differences that are tested together; each has so much less of a chance to be found.
         seed: of the resampling.
 
@@ -98,6 +109,7 @@ def effect(
     if (w_I <= 0).any():
         raise ValueError("weights are positive")
     w_I = w_I / w_I.sum()
+    kinds_I = np.zeros(num_items, np.int64) if strata_I is None else np.asarray(strata_I)
     means_S = d_SI @ w_I
     value = float(means_S.mean())
     rng = np.random.default_rng([seed, S, num_items])
@@ -108,10 +120,8 @@ def effect(
         return nothing
     if num_items < 2:
         return nothing
-    parts = _resampled(d_SI, w_I, rng)
-    # items of unequal size are fewer than they look: the largest ones are most of the text
-    effective = 1 / float((w_I**2).sum())
-    error, degrees = _error(parts, S, effective)
+    parts = _resampled(d_SI, w_I, kinds_I, rng)
+    error, degrees = _error(parts, S)
     size = None if parts.seeds == 0 else value / math.sqrt(parts.seeds * S)
     if error == 0:
         # all pairs are alike to the last bit
@@ -129,18 +139,51 @@ def effect(
         from_seeds=parts.seeds / (parts.seeds + parts.items),
         effect_size=size,
         detectable=_detectable(error, degrees, family),
-        seeds_needed=_seeds_needed(value, parts, S, effective, family),
+        seeds_needed=_seeds_needed(value, parts, S, family),
     )
 
 
-def _resampled(d_SI: Array, w_I: Array, rng: np.random.Generator) -> _Parts:
+def _resampled(
+    d_SI: Array, w_I: Array, kinds_I: npt.NDArray[np.int64], rng: np.random.Generator
+) -> _Parts:
     """Variances of the mean when seeds, and when items, are drawn again with replacement."""
-    S, num_items = d_SI.shape
-    means_S, means_I = d_SI @ w_I, d_SI.mean(0)
-    value = float(means_S.mean())
+    S = d_SI.shape[0]
+    means_S = d_SI @ w_I
     drawn_RS = rng.multinomial(S, np.full(S, 1 / S), size=RESAMPLES) / S
     # of S numbers drawn from S the variance is (S - 1) / S of what it should be
     seeds = float((drawn_RS @ means_S).var()) * S / (S - 1)
+    items = total = squares = 0.0
+    for own_I in _strata(kinds_I):
+        share = float(w_I[own_I].sum())
+        weights_I = w_I[own_I] / share
+        drawn, shared = _of_items(d_SI[:, own_I], weights_I, rng)
+        items += share**2 * (drawn - shared)
+        total += share**2 * drawn
+        # items of unequal size are fewer than they look: the largest ones are most of the text
+        squares += (share**2 * drawn) ** 2 / (1 / float((weights_I**2).sum()) - 1)
+    effective = 1 + total**2 / squares if squares else float(d_SI.shape[1])
+    return _Parts(seeds, max(0.0, items), effective)
+
+
+def _strata(kinds_I: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Which items are of each kind; one that is alone of its kind joins the next smallest.
+
+    Of one item no variance is known; together with another kind it has too much rather than none.
+    """
+    found = [np.flatnonzero(kinds_I == kind) for kind in np.unique(kinds_I)]
+    while len(found) > 1:
+        found.sort(key=len)
+        if len(found[0]) > 1:
+            break
+        found = [np.concatenate(found[:2]), *found[2:]]
+    return found
+
+
+def _of_items(d_SI: Array, w_I: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """The variance of a weighted mean when its items are drawn again, and how much of it belongs
+    to a seed and an item together."""
+    S, num_items = d_SI.shape
+    means_S, means_I = d_SI @ w_I, d_SI.mean(0)
     # what lies around a mean that it pulls to itself is less than what lies around the true one
     q, cubes = float((w_I**2).sum()), float((w_I**3).sum())
     factor = q / (q - 2 * cubes + q**2)
@@ -152,21 +195,22 @@ def _resampled(d_SI: Array, w_I: Array, rng: np.random.Generator) -> _Parts:
         drawn.append((drawn_RI @ means_I) / drawn_RI.sum(1))
     items = float(np.concatenate(drawn).var()) * factor
     # what belongs to a seed and an item together is in both; its expectation is known
-    rest_SI = d_SI - means_S[:, None] - means_I + value
+    rest_SI = d_SI - means_S[:, None] - means_I + float(means_S.mean())
     shared = float((rest_SI**2 @ w_I**2).sum()) * factor / (S - 1) / S
-    return _Parts(seeds, max(0.0, items - shared))
+    return items, shared
 
 
-def _error(parts: _Parts, S: int, num_items: float) -> tuple[float, float]:
+def _error(parts: _Parts, S: int) -> tuple[float, float]:
     """The standard error, and the degrees of freedom that make its interval as wide as both parts,
     each with its own."""
     total = parts.seeds + parts.items
-    ends = sorted((S - 1.0, max(1.0, num_items - 1.0)))
+    own = (S - 1.0, max(1.0, parts.effective_items - 1.0))
+    ends = sorted(own)
     if total == 0 or parts.items == 0:
         return math.sqrt(total), S - 1.0
     wide, narrow = (_quantile(degrees) for degrees in ends)
-    own = [_quantile(S - 1), _quantile(max(1, num_items - 1))]
-    wanted = math.sqrt((own[0] ** 2 * parts.seeds + own[1] ** 2 * parts.items) / total)
+    of_seeds, of_items = (_quantile(degrees) for degrees in own)
+    wanted = math.sqrt((of_seeds**2 * parts.seeds + of_items**2 * parts.items) / total)
     if wanted >= wide or ends[0] == ends[1]:
         return math.sqrt(total), ends[0]
     if wanted <= narrow:
@@ -204,11 +248,11 @@ def _detectable(error: float, degrees: float, family: int = 1) -> float:
     return high
 
 
-def _seeds_needed(value: float, parts: _Parts, S: int, num_items: float, family: int) -> int | None:
+def _seeds_needed(value: float, parts: _Parts, S: int, family: int) -> int | None:
     """The least number of seeds; the items' part stays as it is."""
 
     def enough(n: int) -> bool:
-        error, degrees = _error(_Parts(parts.seeds * S / n, parts.items), n, num_items)
+        error, degrees = _error(parts._replace(seeds=parts.seeds * S / n), n)
         return error == 0 or _power(value, error, degrees, family) >= POWER
 
     if not enough(MOST_SEEDS):

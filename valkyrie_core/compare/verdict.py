@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from valkyrie_core.compare.scores import RunScores, bits_SI, right_SI
+from valkyrie_core.compare.scores import RunScores, bits_SI, kinds_I, levels_I, right_SI
 from valkyrie_core.compare.statistics import Effect, effect, holm, mcnemar
 from valkyrie_core.report.comparison import ComparedMetric, Difference
 
@@ -66,6 +66,30 @@ def metrics(scores: Mapping[str, Sequence[RunScores]]) -> list[ComparedMetric]:
     return found
 
 
+class Primary(NamedTuple):
+    """What one training scores in the metric that the verdict is about."""
+
+    value: float
+    unit: str
+    lower_is_better: bool
+
+
+def primary(scores: RunScores) -> Primary:
+    """Right answers where all corpora ask questions, else bits per byte; of everything."""
+    if len(scores.answers) == len(scores.corpora):
+        return Primary(float(right_SI([scores], list(scores.answers)).mean()), ACCURACY, False)
+    own_SI, weight_I = bits_SI([scores], list(scores.corpora))
+    return Primary(float(own_SI[0] @ weight_I / weight_I.sum()), BITS, True)
+
+
+def best_of(found: Mapping[str, Primary], count: int) -> set[str]:
+    """The names of the best ones; of equal ones the first."""
+    ranked = sorted(
+        found, key=lambda name: found[name].value * (1 if found[name].lower_is_better else -1)
+    )
+    return set(ranked[:count])
+
+
 def _groups(unit: str, corpora: Sequence[str]) -> list[_Group]:
     whole = [_Group(unit, unit, corpora)] if corpora else []
     single = [_Group(f"{unit}: {name}", unit, [name]) for name in corpora]
@@ -78,12 +102,14 @@ def _pair(
     if group.unit == ACCURACY:
         a_SI, b_SI = right_SI(reference, group.corpora), right_SI(contender, group.corpora)
         weight_I = np.ones(a_SI.shape[1])
+        strata_I = levels_I(reference[0], group.corpora)
     else:
         a_SI, weight_I = bits_SI(reference, group.corpora)
         b_SI, _ = bits_SI(contender, group.corpora)
+        strata_I = kinds_I(reference[0], group.corpora)
     share_I = weight_I / weight_I.sum()
     means = (float((a_SI @ share_I).mean()), float((b_SI @ share_I).mean()))
-    return (*means, effect(b_SI - a_SI, weight_I, family=family))
+    return (*means, effect(b_SI - a_SI, weight_I, strata_I, family=family))
 
 
 def _mcnemar(

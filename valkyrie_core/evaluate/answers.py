@@ -10,11 +10,12 @@ Shapes: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from valkyrie_core.data.packing import PackedSplit
+from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.evaluate.bits import (
     PADDING_DOCUMENT,
     Chunk,
@@ -24,6 +25,39 @@ from valkyrie_core.evaluate.bits import (
 )
 from valkyrie_core.nn.model import IGNORED, HybridLM
 from valkyrie_core.nn.state import LMState
+
+
+class Answered(NamedTuple):
+    """What became of a corpus's held-out questions."""
+
+    right: list[bool]
+    """In the corpus's order."""
+    difficulty: list[int]
+    """Likewise."""
+    constant: float
+    """The share that one answer for all gets right."""
+
+    def by_level(self) -> dict[int, float]:
+        """The share of right answers, by difficulty."""
+        found: dict[int, list[bool]] = {}
+        for right, level in zip(self.right, self.difficulty, strict=True):
+            found.setdefault(level, []).append(right)
+        return {level: sum(own) / len(own) for level, own in sorted(found.items())}
+
+
+def answered(
+    model: HybridLM,
+    corpus: QuestionsCorpus,
+    split: PackedSplit,
+    *,
+    context_len: int,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Answered:
+    """Asks a model the held-out questions of a corpus, which `split` holds."""
+    asked = corpus.held_out()
+    right = right_answers(model, split, context_len=context_len, precision=precision)
+    assert len(right) == len(asked)
+    return Answered(right, [one.difficulty for one in asked], corpus.constant_answer())
 
 
 def right_answers(

@@ -153,6 +153,7 @@ def item_scores(
     batch_size: int = 8,
     context: Context = "carried",
     max_tokens: int | None = None,
+    of_document: int | None = None,
     stretch: int | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     progress: Callable[[int, int], None] | None = None,
@@ -166,7 +167,9 @@ def item_scores(
 
     Raises DivergedError where a loss is not finite.
     """
-    pieces = cut_documents(split, context_len, context=context, max_tokens=max_tokens)
+    pieces = cut_documents(
+        split, context_len, context=context, max_tokens=max_tokens, of_document=of_document
+    )
     total = sum(piece.end - piece.start - 1 for piece in pieces)
     nats: dict[tuple[int, int], float] = {}
     sizes: dict[tuple[int, int], int] = {}
@@ -286,14 +289,26 @@ class _Tally:
 
 
 def cut_documents(
-    split: PackedSplit, context_len: int, *, context: Context, max_tokens: int | None
+    split: PackedSplit,
+    context_len: int,
+    *,
+    context: Context,
+    max_tokens: int | None,
+    of_document: int | None = None,
 ) -> list[Piece]:
-    """The pieces that score every token after a document's first marker exactly once."""
+    """The pieces that score every token after a document's first marker exactly once.
+
+    Args:
+        max_tokens: so many in all.
+        of_document: the first so many of each document.
+    """
     pieces: list[Piece] = []
-    limit = len(split.tokens) if max_tokens is None else max_tokens
+    left = len(split.tokens) if max_tokens is None else max_tokens
     for document in range(len(split.doc_starts) - 1):
-        start = int(split.doc_starts[document])
-        end = min(int(split.doc_starts[document + 1]), limit)
+        start, end = map(int, split.doc_starts[document : document + 2])
+        most = left if of_document is None else min(left, of_document)
+        end = min(end, start + most)
+        left -= end - start
         # the marker that begins a document is read, not predicted
         first = start + 1
         if first >= end:

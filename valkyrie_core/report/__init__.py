@@ -29,8 +29,9 @@ if TYPE_CHECKING:
         CompareReport,
         ComparisonTiming,
         Difference,
+        DroppedDesign,
     )
-    from valkyrie_core.report.evaluation import CorpusScore, EvalReport
+    from valkyrie_core.report.evaluation import Accuracy, CorpusScore, EvalReport
     from valkyrie_core.report.experts import (
         DeadExpert,
         DomainText,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from valkyrie_core.report.training import CorpusCounts, SplitCounts, TrainReport
 
 __all__ = [
+    "Accuracy",
     "AllocateReport",
     "CandidateScore",
     "ChatReport",
@@ -87,6 +89,7 @@ __all__ = [
     "Difference",
     "DoctorReport",
     "DomainText",
+    "DroppedDesign",
     "EarlierRouting",
     "EffectiveContext",
     "Estimate",
@@ -128,6 +131,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Accuracy": "evaluation",
     "AllocateReport": "allocation",
     "CandidateScore": "allocation",
     "ChatReport": "inference",
@@ -145,6 +149,7 @@ _PLACES = {
     "Difference": "comparison",
     "DoctorReport": "machine",
     "DomainText": "experts",
+    "DroppedDesign": "comparison",
     "EarlierRouting": "experts",
     "EffectiveContext": "long_context",
     "Estimate": "allocation",

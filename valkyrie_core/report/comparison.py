@@ -92,8 +92,22 @@ class ComparedDesign(Part):
     """Bits per byte, mean over seeds."""
     scores: list[float]
     """By seed."""
+    primary: list[float]
+    """By seed, what the verdict is about: right answers where all corpora ask questions, else bits
+    per byte."""
     accuracy: dict[str, dict[int, float]]
     """By corpus of questions and level of difficulty, mean over seeds."""
+
+
+class DroppedDesign(Part):
+    """A design that was not trained to the end."""
+
+    name: str
+    """Its name in this comparison."""
+    source: str
+    """The recipe that was named."""
+    why: str
+    """What it scored when it was dropped, or that it diverged."""
 
 
 class ComparedView(Part):
@@ -136,6 +150,8 @@ class CompareReport(Report):
     """Trainings of each contender."""
     contenders: list[ComparedDesign]
     """The reference first."""
+    dropped: list[DroppedDesign]
+    """Designs that diverged, or that the budget had no room for."""
     metrics: list[ComparedMetric]
     """Bits per byte of everything first, then by corpus."""
     views: dict[Literal["params", "flops", "seconds"], ComparedView]

@@ -10,6 +10,19 @@ from valkyrie_core.report.base import Part, Report
 from valkyrie_core.report.formats import Weights
 
 
+class Accuracy(Part):
+    """Right answers to a corpus's held-out questions."""
+
+    share: float
+    """Of all; an answer is right as a whole, up to its end, as greedy decoding gives it."""
+    questions: int
+    """How many were asked."""
+    by_difficulty: dict[int, float]
+    """The share by level."""
+    constant_answer: float
+    """The share that one answer for all gets right."""
+
+
 class CorpusScore(Part):
     """How well a model predicts one validation corpus."""
 
@@ -27,6 +40,8 @@ class CorpusScore(Part):
     """Bits per byte of the weights as trained, computed in fp32; where others were asked for."""
     weights_cost_bpb: float | None = None
     """What the format of the weights and its arithmetic cost: bpb - fp32_bpb."""
+    accuracy: Accuracy | None = None
+    """Of a corpus of questions."""
     notes: list[str] = Field(default_factory=list)
     """What limits a number, such as a baseline that read only a part of the training text."""
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from valkyrie_core.data.tokenizer import Tokenizer
     from valkyrie_core.nn.model import HybridLM
     from valkyrie_core.recipe import Recipe, Resolved
-    from valkyrie_core.runs.comparison import Begin, Reading
+    from valkyrie_core.runs.comparison_trials import Begin, Reading
     from valkyrie_core.runs.search import Told
     from valkyrie_core.train.load import LoadedRun
     from valkyrie_core.train.progress import StepEvent as StepEvent
@@ -152,6 +152,7 @@ def compare(
     out: str | Path | None = None,
     resume: bool = False,
     vary: Sequence[str] = (),
+    budget: float | None = None,
     begin: Begin = lambda _name, _number, _count, _eta: lambda _event: None,
     reading: Reading | None = None,
     resume_command: str | None = None,
@@ -170,6 +171,8 @@ def compare(
         out: a folder; None: results/A_vs_B.
         resume: only go on with a comparison that was begun.
         vary: `KEY=V1,V2` for one recipe: its values of a key are compared, or a grid of several.
+        budget: seconds of all trainings together; what does not fit is dropped by short trainings
+            first (successive halving), but never the first design.
         begin: called before every training.
         reading: told how far a model has read what it is scored on.
 
@@ -195,6 +198,7 @@ def compare(
         reading=reading,
         command=resume_command or f"valkyrie compare {' '.join(designs)}",
         vary=vary,
+        budget=budget,
     )
 
 

@@ -6,54 +6,40 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from valkyrie_core.compare.contenders import Contender, contenders, design_hash
-from valkyrie_core.compare.curves import curve_of
+from valkyrie_core.compare.halving import rungs
 from valkyrie_core.compare.matching import (
     Match,
-    Trial,
     at_equal,
     on_one_text,
-    trials,
+    shortened,
+    usual_place,
 )
-from valkyrie_core.compare.scores import scores_of
 from valkyrie_core.compare.speed import step_seconds
 from valkyrie_core.compare.vary import varied
+from valkyrie_core.compare.verdict import best_of, primary
 from valkyrie_core.data.dataset import prepare
-from valkyrie_core.errors import (
-    DivergedError,
-    MissingError,
-    ResourceError,
-    UsageError,
-    ValkyrieError,
-)
+from valkyrie_core.errors import MissingError, ResourceError, UsageError
 from valkyrie_core.recipe import Recipe
-from valkyrie_core.report import (
-    CompareReport,
-    TrainReport,
-)
-from valkyrie_core.runs.comparison_report import Trained, comparison_report, keep_comparison
+from valkyrie_core.report import CompareReport, DroppedDesign
+from valkyrie_core.runs.comparison_report import comparison_report, keep_comparison
+from valkyrie_core.runs.comparison_trials import Begin, Reading, TrialRunner
 from valkyrie_core.runs.folder import own_folder
-from valkyrie_core.runs.training import tell_now_and_then, train_recipe
-from valkyrie_core.train.checkpoint import step_directory
+from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.device import resolve_device, resolve_precision
-from valkyrie_core.train.progress import StepEvent
 from valkyrie_core.train.storage import Storage
+from valkyrie_core.train.track import require_tracker
 
 log = logging.getLogger("valkyrie")
 
 SPEED = "step_seconds.json"
 """What steps took when the comparison was begun: it fixes how many there are at equal seconds."""
-SCORES = "scores"
 LONGEST_NAME = 100
 LEAST_TOKENS = 65_536
 """Of each corpus that is scored, at least, where it has so many."""
-Begin = Callable[[str, int, int, float], Callable[[StepEvent], None]]
-"""Told of a training that begins: its name, its number from 1, how many there are, and seconds that
-all the rest takes; gives what is told of its steps."""
-Reading = Callable[[str, int, int], None]
 
 
 def compare_designs(
@@ -70,6 +56,7 @@ def compare_designs(
     reading: Reading | None,
     command: str,
     vary: Sequence[str] = (),
+    budget: float | None = None,
 ) -> CompareReport:
     """See `valkyrie_core.runs.compare`."""
     began = time.perf_counter()
@@ -77,6 +64,9 @@ def compare_designs(
     if steps is None and share != 1:
         steps = max(1, round(share * designs[0].recipe.train.steps))
     recipes, notes = on_one_text(designs, steps, keys)
+    for recipe in recipes.values():
+        # else a training would say so an hour later
+        require_tracker(recipe.train.track)
     folder = out or Path("results", _folder_name(title, match))
     if resume and not (folder / SPEED).exists():
         raise MissingError(
@@ -93,30 +83,27 @@ def compare_designs(
         else:
             speed = _speed(folder, recipes)
             recipes, more = at_equal(recipes, match, speed)
-        notes += more
-        todo = trials(recipes, designs, seeds, runs_dir, text)
-        reports = _trained(todo, designs, text, speed, begin, command)
-        tokens = max(LEAST_TOKENS, first.train.eval_tokens)
-        done = [
-            Trained(
-                trial,
-                report,
-                scores_of(
-                    Path(report.directory),
-                    report.steps,
-                    tokens,
-                    folder / SCORES / f"{trial.recipe.name}.json",
-                    text=text,
-                    context_len=first.train.longest_context,
-                    precision=precision,
-                    progress=reading,
-                ),
-                curve_of(Path(report.directory)),
-            )
-            for trial, report in zip(todo, reports, strict=True)
-        ]
-        by_name = {one.name: [x for x in done if x.trial.contender == one.name] for one in designs}
-        report = comparison_report(designs, by_name, match, notes, speed, folder)
+        runner = TrialRunner(
+            reference=designs[0].name,
+            folder=folder,
+            runs_dir=usual_place(designs[0], runs_dir),
+            text=text,
+            tokens=max(LEAST_TOKENS, first.train.eval_tokens),
+            context_len=first.train.longest_context,
+            precision=precision,
+            speed=speed,
+            begin=begin,
+            reading=reading,
+            command=command,
+        )
+        own_seeds = range(designs[0].recipe.seed, designs[0].recipe.seed + seeds)
+        left, dropped = designs, list[DroppedDesign]()
+        if budget is not None:
+            left, dropped = _halved(runner, designs, recipes, own_seeds, budget)
+        by_name, diverged = runner.run(left, recipes, own_seeds)
+        dropped += [_dropped(one, diverged[one.name]) for one in left if one.name in diverged]
+        left = [one for one in left if one.name in by_name]
+        report = comparison_report(left, by_name, match, [*notes, *more], speed, folder, dropped)
         report = report.model_copy(
             update={
                 "timing": report.timing.model_copy(update={"seconds": time.perf_counter() - began})
@@ -124,6 +111,49 @@ def compare_designs(
         )
         keep_comparison(report, by_name, folder, command)
     return report
+
+
+def _halved(
+    runner: TrialRunner,
+    designs: Sequence[Contender],
+    recipes: Mapping[str, Recipe],
+    seeds: range,
+    budget: float,
+) -> tuple[list[Contender], list[DroppedDesign]]:
+    """The designs that the budget has room for, after rounds of short trainings; and the others.
+
+    The first one goes on in any case.
+    """
+    whole = {one.name: recipes[one.name].train.steps * runner.speed[one.name] for one in designs}
+    rounds = rungs(whole, len(seeds), budget)
+    # what is dropped is decided by a seed that the verdict does not have
+    first_seed = seeds.start + len(seeds) * len(designs)
+    others, dropped = list(designs[1:]), list[DroppedDesign]()
+    for number, rung in enumerate(rounds, 1):
+        shorter = {one.name: shortened(recipes[one.name], rung.share) for one in others}
+        dearest = sorted((whole[one.name] for one in others), reverse=True)[: rung.keep]
+        later = len(seeds) * (whole[runner.reference] + sum(dearest))
+        done, diverged = runner.run(others, shorter, range(first_seed, first_seed + 1), later=later)
+        found = {name: primary(trained[0].scores) for name, trained in done.items()}
+        going = best_of(found, rung.keep)
+        for one in others:
+            if one.name in going:
+                continue
+            why = diverged.get(one.name)
+            if why is None:
+                why = (
+                    f"round {number} of {len(rounds)}: {found[one.name].value:.4f} "
+                    f"{found[one.name].unit} after {shorter[one.name].train.steps:,} steps, "
+                    f"seed {done[one.name][0].trial.seed}"
+                )
+            dropped.append(_dropped(one, why))
+            log.info("%s is dropped: %s", one.name, why)
+        others = [one for one in others if one.name in going]
+    return [designs[0], *others], dropped
+
+
+def _dropped(one: Contender, why: str) -> DroppedDesign:
+    return DroppedDesign(name=one.name, source=one.source, why=why)
 
 
 def _designs(
@@ -172,72 +202,3 @@ def _speed(folder: Path, recipes: Mapping[str, Recipe]) -> dict[str, float]:
 def _without_budget(recipe: Recipe) -> Recipe:
     """Whatever its number of steps: they don't change what one takes."""
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 1})})
-
-
-def _trained(
-    todo: Sequence[Trial],
-    designs: Sequence[Contender],
-    text: str,
-    speed: Mapping[str, float],
-    begin: Begin,
-    command: str,
-) -> list[TrainReport]:
-    """The report of every training; what is finished is not trained again."""
-    sources = {one.name: one for one in designs}
-    found = {
-        index: report
-        for index, trial in enumerate(todo)
-        if (report := _finished(trial, sources[trial.contender], text)) is not None
-    }
-    ahead = sum(
-        trial.recipe.train.steps * speed[trial.contender]
-        for index, trial in enumerate(todo)
-        if index not in found
-    )
-    count = len(todo) - len(found)
-    number = 0
-    for index, trial in enumerate(todo):
-        if index in found:
-            continue
-        number += 1
-        shown = f"{trial.contender}, seed {trial.seed}"
-        progress = begin(shown, number, count, ahead)
-        place = Path(trial.recipe.runs_dir, trial.recipe.name)
-        try:
-            found[index] = train_recipe(
-                trial.recipe,
-                # a folder without it was stopped before its first step
-                resume=(place / "recipe.json").is_file(),
-                steps=None,
-                extend_steps=None,
-                progress=progress,
-                resume_command=command,
-            )
-        except DivergedError as error:
-            raise DivergedError(
-                f"{shown}: {error.message}",
-                hint="a design that diverges can't be compared: lower its rate in its recipe",
-            ) from error
-        ahead -= trial.recipe.train.steps * speed[trial.contender]
-    return [found[index] for index in range(len(todo))]
-
-
-def _finished(trial: Trial, source: Contender, text: str) -> TrainReport | None:
-    """What a finished training of the same design, text and seed reported: its own, or the
-    user's run."""
-    usual = Path(trial.recipe.runs_dir).parent / source.recipe.name
-    device = resolve_device(trial.recipe.device)
-    precision = resolve_precision(trial.recipe.train.precision, device)
-    for place in (Path(trial.recipe.runs_dir, trial.recipe.name), source.run or usual):
-        try:
-            recorded = Recipe.from_json(place / "recipe.json")
-            report = TrainReport.model_validate_json((place / "report.json").read_bytes())
-        except (ValkyrieError, OSError, ValueError):
-            continue
-        same = design_hash(recorded) == design_hash(trial.recipe) and recorded.seed == trial.seed
-        same &= (report.data_fingerprint, report.precision) == (text, precision)
-        whole = report.finished and report.steps == trial.recipe.train.steps
-        if same and whole and step_directory(place / "checkpoints", report.steps).is_dir():
-            # a run that was moved since lies where it was found
-            return report.model_copy(update={"directory": str(place)})
-    return None

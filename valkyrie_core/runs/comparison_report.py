@@ -16,7 +16,7 @@ from valkyrie_core.compare.figure import draw_comparison
 from valkyrie_core.compare.matching import Match, Trial, flops_of, tokens_of
 from valkyrie_core.compare.page import comparison_page
 from valkyrie_core.compare.scores import FEW_DOCUMENTS, STRETCH, RunScores, bits_SI
-from valkyrie_core.compare.verdict import metrics, sentence
+from valkyrie_core.compare.verdict import metrics, primary, sentence
 from valkyrie_core.errors import ResourceError
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.recipe import Recipe
@@ -25,6 +25,7 @@ from valkyrie_core.report import (
     ComparedView,
     CompareReport,
     ComparisonTiming,
+    DroppedDesign,
     TrainReport,
 )
 from valkyrie_core.train.checkpoint import step_directory
@@ -51,6 +52,7 @@ def comparison_report(
     notes: Sequence[str],
     speed: Mapping[str, float],
     folder: Path,
+    dropped: Sequence[DroppedDesign] = (),
 ) -> CompareReport:
     """The report; `timing.seconds` is filled in by who watched the clock."""
     scores = {name: [one.scores for one in done] for name, done in by_name.items()}
@@ -69,12 +71,13 @@ def comparison_report(
         match=match,
         seeds=len(by_name[reference]),
         contenders=described,
+        dropped=list(dropped),
         metrics=found,
         views=views,
         notes=[*notes, *_notes(designs, trained, scores)],
         directory=str(folder),
         timing=ComparisonTiming(
-            step_seconds=dict(speed),
+            step_seconds={one.name: speed[one.name] for one in designs},
             training_seconds={
                 name: [one.report.seconds for one in done] for name, done in by_name.items()
             },
@@ -101,6 +104,7 @@ def _design(contender: Contender, done: Sequence[Trained]) -> ComparedDesign:
         seeds=[one.trial.seed for one in done],
         score=math.fsum(means) / len(means),
         scores=means,
+        primary=[primary(one.scores).value for one in done],
         accuracy=_accuracy([one.scores for one in done]),
     )
 

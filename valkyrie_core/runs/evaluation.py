@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 from valkyrie_core.cache import cache_dir
 from valkyrie_core.data.dataset import prepare
+from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError
 from valkyrie_core.evaluate import corpora
+from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.weights import rounded
-from valkyrie_core.report import CorpusScore, EvalReport, Weights
+from valkyrie_core.report import Accuracy, CorpusScore, EvalReport, Weights
 from valkyrie_core.runs.talk import precision_of
 from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
@@ -58,6 +60,19 @@ def evaluate_run(
     as_trained = None if weights == "fp32" else score(model, "fp32")
     scores = score(rounded(model, weights, precision), precision)
     first = next(iter(scores.values()))
+    asked = {
+        name: _accuracy(
+            answered(
+                rounded(model, weights, precision),
+                corpus,
+                dataset.corpora[name].validation,
+                context_len=first.context_len,
+                precision=precision,
+            )
+        )
+        for name, corpus in recipe.data.corpora.items()
+        if isinstance(corpus, QuestionsCorpus)
+    }
     return EvalReport(
         run=place.name,
         step=checkpoint.step,
@@ -68,13 +83,24 @@ def evaluate_run(
         weights=weights,
         seconds=time.perf_counter() - began,
         corpora={
-            name: _report(score, as_trained[name].bpb if as_trained else None)
+            name: _report(score, as_trained[name].bpb if as_trained else None, asked.get(name))
             for name, score in scores.items()
         },
     )
 
 
-def _report(score: corpora.CorpusScore, fp32_bpb: float | None) -> CorpusScore:
+def _accuracy(found: Answered) -> Accuracy:
+    return Accuracy(
+        share=sum(found.right) / len(found.right),
+        questions=len(found.right),
+        by_difficulty=found.by_level(),
+        constant_answer=found.constant,
+    )
+
+
+def _report(
+    score: corpora.CorpusScore, fp32_bpb: float | None, accuracy: Accuracy | None
+) -> CorpusScore:
     baselines: dict[str, float | None] = {}
     notes = []
     beside = score.baselines
@@ -98,5 +124,6 @@ def _report(score: corpora.CorpusScore, fp32_bpb: float | None) -> CorpusScore:
         baselines=baselines,
         fp32_bpb=fp32_bpb,
         weights_cost_bpb=None if fp32_bpb is None else score.bpb - fp32_bpb,
+        accuracy=accuracy,
         notes=notes,
     )

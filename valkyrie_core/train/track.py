@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,6 +120,12 @@ def build_tracker(
     if config.type == "trackio":
         return TrackioTracker(config, run=directory.name, recipe=recipe)
     return WandbTracker(config, directory, run=directory.name, recipe=recipe)
+
+
+def require_tracker(config: TensorBoardConfig | TrackioConfig | WandbConfig | None) -> None:
+    """Raises MissingError where the package that a recipe's tracker needs is not installed."""
+    if config is not None and find_spec(config.type) is None:
+        raise _missing(config.type)
 
 
 def _missing(package: str) -> MissingError:

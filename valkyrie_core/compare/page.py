@@ -54,12 +54,20 @@ def comparison_page(report: CompareReport, picture: str, command: str) -> str:
     ]
     if report.notes:
         lines += ["## What to know", "", *(f"- {note}" for note in report.notes), ""]
-    return "\n".join([*lines, "Again, or on:", "", f"    {command}", ""])
+    timing, first = report.timing, report.contenders[0]
+    seeds = ", ".join(map(str, first.seeds))
+    lines += [
+        f"{timing.machine}, {report.precision}, {timing.date}; seeds {seeds}. Again, or on:",
+        "",
+        f"    {command}",
+        "",
+    ]
+    return "\n".join(lines)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """A Markdown table whose first `left` columns hold words."""
-    rules = ["---"] * left + ["---:"] * (len(heads) - left)
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int]) -> list[str]:
+    """A Markdown table; the columns of `words` are no numbers."""
+    rules = ["---" if place in words else "---:" for place in range(len(heads))]
     return [f"| {' | '.join(row)} |" for row in (heads, rules, *rows)]
 
 
@@ -83,9 +91,9 @@ def _designs(report: CompareReport) -> list[str]:
         for one in report.contenders
     ]
     if len(rows) > MOST_COLUMNS:
-        return table(heads, rows)
+        return table(heads, rows, [0])
     turned = [list(column) for column in zip(heads, *rows, strict=True)]
-    return table(turned[0], turned[1:])
+    return table(turned[0], turned[1:], [0])
 
 
 def _differences(report: CompareReport) -> list[str]:
@@ -107,7 +115,7 @@ def _differences(report: CompareReport) -> list[str]:
             rows[-1].insert(1, f"`{one.contender}`")
     if several:
         heads.insert(1, "design")
-    return table(heads, rows, left=2 if several else 1)
+    return table(heads, rows, [0, 1, len(heads) - 1] if several else [0, len(heads) - 1])
 
 
 def _dropped(report: CompareReport) -> list[str]:
@@ -115,7 +123,7 @@ def _dropped(report: CompareReport) -> list[str]:
         return []
     heads = ["dropped", "why"]
     rows = [[f"`{one.name}`", cell(one.why)] for one in report.dropped]
-    return ["These were not trained to the end:", "", *table(heads, rows, left=2), ""]
+    return ["These were not trained to the end:", "", *table(heads, rows, [0, 1]), ""]
 
 
 def _drivers(report: CompareReport) -> list[str]:
@@ -154,7 +162,7 @@ def _accuracies(report: CompareReport) -> list[str]:
             [f"`{one.name}`", *(f"{share:.1%}" for share in one.accuracy[corpus].values())]
             for one in report.contenders
         ]
-        lines += [*table([cell(corpus), *map(str, levels)], rows), ""]
+        lines += [*table([cell(corpus), *map(str, levels)], rows, [0]), ""]
     found = {
         one.name: one.constant_answer for one in report.metrics if one.constant_answer is not None
     }
@@ -189,7 +197,7 @@ def _views(report: CompareReport) -> list[str]:
         "finished its schedule, which favours the other. At other parameters a design is another "
         "design: no curve tells.",
     ]
-    return [*table(heads, rows), "", *told]
+    return [*table(heads, rows, [0]), "", *told]
 
 
 def interval(one: ComparedMetric) -> str:

@@ -132,8 +132,12 @@ class ComparisonTiming(Part):
     """By contender and seed."""
     difference_at_equal_seconds: dict[str, float | None]
     """As `difference_at_equal`, by the seconds of steps."""
-    seconds: float
+    seconds: float = 0.0
     """Of the whole command, in this sitting."""
+    machine: str = ""
+    """Processor, threads and torch's version."""
+    date: str = ""
+    """Of this report, UTC."""
 
 
 class CompareReport(Report):
@@ -148,6 +152,8 @@ class CompareReport(Report):
     """What trainings have in common."""
     seeds: int
     """Trainings of each contender."""
+    precision: Literal["fp32", "bf16"]
+    """In which all were scored, and the reference was trained."""
     contenders: list[ComparedDesign]
     """The reference first."""
     dropped: list[DroppedDesign]

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from valkyrie_core.compare.contenders import Contender, contenders, design_hash
@@ -23,6 +24,7 @@ from valkyrie_core.compare.vary import varied
 from valkyrie_core.compare.verdict import best_of, primary
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import MissingError, ResourceError, UsageError
+from valkyrie_core.machine.hardware import processor_key
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import CompareReport, DroppedDesign
 from valkyrie_core.runs.comparison_report import comparison_report, keep_comparison
@@ -103,12 +105,16 @@ def compare_designs(
         by_name, diverged = runner.run(left, recipes, own_seeds)
         dropped += [_dropped(one, diverged[one.name]) for one in left if one.name in diverged]
         left = [one for one in left if one.name in by_name]
-        report = comparison_report(left, by_name, match, [*notes, *more], speed, folder, dropped)
-        report = report.model_copy(
-            update={
-                "timing": report.timing.model_copy(update={"seconds": time.perf_counter() - began})
-            }
+        report = comparison_report(
+            left, by_name, match, [*notes, *more], speed, folder, precision, dropped
         )
+        clock = {
+            "seconds": time.perf_counter() - began,
+            "machine": processor_key(str(device)).replace("|", ", "),
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        timing = report.timing.model_copy(update=clock)
+        report = report.model_copy(update={"timing": timing})
         keep_comparison(report, by_name, folder, command)
     return report
 

@@ -18,6 +18,7 @@ from valkyrie_core.compare.page import comparison_page
 from valkyrie_core.compare.scores import FEW_DOCUMENTS, STRETCH, RunScores, bits_SI
 from valkyrie_core.compare.verdict import metrics, primary, sentence
 from valkyrie_core.errors import ResourceError
+from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import (
@@ -52,9 +53,10 @@ def comparison_report(
     notes: Sequence[str],
     speed: Mapping[str, float],
     folder: Path,
+    precision: Precision,
     dropped: Sequence[DroppedDesign] = (),
 ) -> CompareReport:
-    """The report; `timing.seconds` is filled in by who watched the clock."""
+    """The report; the rest of `timing` is filled in by who watched the clock."""
     scores = {name: [one.scores for one in done] for name, done in by_name.items()}
     found = metrics(scores)
     reference = designs[0].name
@@ -70,6 +72,7 @@ def comparison_report(
         reference=reference,
         match=match,
         seeds=len(by_name[reference]),
+        precision=precision,
         contenders=described,
         dropped=list(dropped),
         metrics=found,
@@ -82,7 +85,6 @@ def comparison_report(
                 name: [one.report.seconds for one in done] for name, done in by_name.items()
             },
             difference_at_equal_seconds=equal_seconds,
-            seconds=0.0,
         ),
     )
 

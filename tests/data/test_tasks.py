@@ -70,14 +70,25 @@ def test_arrows_by_following_them() -> None:
         assert at == one.answer
 
 
+def test_arrows_make_one_ring() -> None:
+    for one in drawn(TASKS["khop"], 40):
+        target = dict(arrow.split(">") for arrow in one.prompt.split(" | ")[0].split())
+        at, met = "a", set()
+        while at not in met:
+            met.add(at)
+            at = target[at]
+        # so that no number of hops leads back to the start more often than another
+        assert len(met) == 8
+
+
 def test_the_order_of_arrows_is_no_other_question() -> None:
     two = KHopConfig(symbols=2, hops=(1,))
     prompts: dict[str, set[str]] = {}
     for index in range(60):
         one = two.sample(np.random.default_rng(index), 1)
         prompts.setdefault(one.canonical, set()).add(one.prompt)
-    # two permutations and two starts; each can be written in two orders
-    assert len(prompts) == 4
+    # one ring and two starts; each can be written in two orders
+    assert len(prompts) == 2
     assert all(len(ways) == 2 for ways in prompts.values())
 
 
@@ -157,6 +168,7 @@ def test_one_answer_for_all() -> None:
     [
         {"type": "khop", "symbols": 1},
         {"type": "khop", "hops": [0]},
+        {"type": "khop", "symbols": 4, "hops": [1, 4]},
         {"type": "expression", "depths": [9]},
         {"type": "sudoku", "size": 5},
         {"type": "sudoku", "blanks": [13]},

@@ -118,6 +118,7 @@ def model_config(
             "vocab_size": VOCAB,
             "dim": 16,
             "core": {
+                "type": "stack",
                 "blocks": {"block": {"mixer": MIXERS[mixer], "ffn": FFNS[ffn]}},
                 "pattern": ["block"],
                 "repeat": layers,
@@ -138,10 +139,33 @@ def hybrid_config(pattern: str = "rra", **extra: Any) -> HybridLMConfig:
         {
             "vocab_size": VOCAB,
             "dim": 16,
-            "core": {"blocks": used, "pattern": list(pattern)},
+            "core": {"type": "stack", "blocks": used, "pattern": list(pattern)},
             **extra,
         }
     )
+
+
+def recursive_config(
+    pattern: str, *, prelude: str = "", coda: str = "", loops: int = 3, **extra: Any
+) -> HybridLMConfig:
+    """A looped hybrid; m is attention with experts, w has a window."""
+    blocks = {
+        "r": {"mixer": MIXERS["rwkv7"], "ffn": FFNS["channel_mix"]},
+        "a": {"mixer": MIXERS["attention-gqa"], "ffn": FFNS["swiglu"]},
+        "m": {"mixer": MIXERS["attention-alibi"], "ffn": FFNS["moe-chain"]},
+        "w": {"mixer": MIXERS["attention-window"], "ffn": FFNS["moe-transformer"]},
+    }
+    used = {name: block for name, block in blocks.items() if name in pattern + prelude + coda}
+    core = {
+        "type": "recursive",
+        "blocks": used,
+        "prelude": list(prelude),
+        "pattern": list(pattern),
+        "coda": list(coda),
+        "loops": loops,
+    }
+    tree = {"vocab_size": VOCAB, "dim": 16, "core": core, **extra}
+    return HybridLMConfig.model_validate(tree)
 
 
 CONFIGS: dict[str, HybridLMConfig] = {
@@ -156,6 +180,10 @@ CONFIGS: dict[str, HybridLMConfig] = {
     "one-layer": hybrid_config("r"),
     "rms-norm": hybrid_config(norm="rms_norm"),
     "tied": hybrid_config(head="tied"),
+    "recursive": recursive_config("ra", prelude="a", coda="r"),
+    "recursive-rwkv7": recursive_config("r", norm="rms_norm"),
+    "recursive-experts": recursive_config("mw", loops=2),
+    "recursive-once": recursive_config("a", loops=1),
 }
 
 

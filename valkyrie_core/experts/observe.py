@@ -100,8 +100,11 @@ def observe(
 ) -> Trace:
     """Reads every window once; `what` names the reading to `told`."""
     layers = moe_layers(model)
+    passes = [index for index in model.core.passes if index in layers]
+    # a layer that is looped routes in every loop
     choices: dict[int, list[list[Choices]]] = {
-        index: [[] for _ in moe.routers] for index, moe in layers.items()
+        index: [[] for _ in range(passes.count(index)) for _ in moe.routers]
+        for index, moe in layers.items()
     }
     sureness = {index: np.zeros(2) for index in layers}
     tokens, windows, numbers, domains = [], [], [], []
@@ -110,11 +113,12 @@ def observe(
     for number, batch in enumerate(batches(texts)):
         real_BT = batch.text.doc_WT != PADDING
         left = list(_routed(model, batch.text, precision).routed)
-        for index, moe in layers.items():
-            for own in choices[index]:
+        rounds = {index: iter(own) for index, own in choices.items()}
+        for index in passes:
+            for _ in layers[index].routers:
                 routed = left.pop(0)
-                own.append(_chosen(routed, real_BT.flatten()))
-                sureness[index] += _sureness(moe, routed, real_BT.flatten())
+                next(rounds[index]).append(_chosen(routed, real_BT.flatten()))
+                sureness[index] += _sureness(layers[index], routed, real_BT.flatten())
         assert not left
         B, T = real_BT.shape
         window_BT = torch.arange(batch.first_window, batch.first_window + B)[:, None].expand(B, T)
@@ -133,9 +137,9 @@ def observe(
         {
             index: LayerTrace(
                 tuple(np.concatenate(own) for own in choices[index]),
-                *(float(value) for value in sureness[index] / (read * len(moe.routers))),
+                *(float(value) for value in sureness[index] / (read * len(choices[index]))),
             )
-            for index, moe in layers.items()
+            for index in layers
         },
     )
 

@@ -121,9 +121,14 @@ class Stack(nn.Module):
             # before the next one is made: two models in fp32 may not fit
             store(block, matrices)
             self.layers.append(block)
-        self.mixer_types = [
+        self.types = tuple(
             (config.blocks[name].mixer.type, config.blocks[name].ffn.type) for name in names
-        ]
+        )
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """The layer of every pass, first pass first: each runs once."""
+        return tuple(range(len(self.layers)))
 
     def init_state(
         self, batch_size: int, *, device: torch.device, dtype: torch.dtype
@@ -147,15 +152,6 @@ class Stack(nn.Module):
                 x_BTD, layer_state, ctx = call(layer, x_BTD, layer_state, ctx)
             states.append(layer_state)
         return x_BTD, tuple(states), ctx
-
-    def flops_per_token(self, context_len: int) -> dict[str, int]:
-        """Forward operations per token, by type of mixer."""
-        flops: dict[str, int] = {}
-        for layer, types in zip(self.layers, self.mixer_types, strict=True):
-            assert isinstance(layer, Block)
-            for cost, kind in zip(layer.costs(context_len), types, strict=True):
-                flops[kind] = flops.get(kind, 0) + cost.flops_per_token
-        return flops
 
 
 def build_norm(norm: Norm, dim: int) -> nn.Module:

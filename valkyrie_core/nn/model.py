@@ -26,11 +26,13 @@ from torch.utils.checkpoint import checkpoint
 from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.kernels.loss import IGNORED as IGNORED
 from valkyrie_core.kernels.loss import fused_serves, linear_cross_entropy
-from valkyrie_core.nn.block import Norm, StackConfig, build_norm
+from valkyrie_core.nn.block import Block, Norm, build_norm
+from valkyrie_core.nn.core import Core, CoreConfig
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.moe.layer import MoE
+from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.nn.rwkv import RWKV7Config
-from valkyrie_core.nn.state import NO_DOCUMENT, Ctx, LMState, Routed, enter
+from valkyrie_core.nn.state import NO_DOCUMENT, Cost, Ctx, LMState, Routed, enter
 from valkyrie_core.nn.storage_type import store, widened
 
 LOGITS_AT_ONCE = 1 << 22
@@ -50,7 +52,7 @@ class HybridLMConfig(Config):
     """The normalisation before every mixer; RWKV-7 uses layer_norm."""
     head: Literal["linear", "tied"] = "linear"
     """The output layer: a matrix of its own, or the embedding's."""
-    core: StackConfig
+    core: CoreConfig
     """The blocks and their order."""
 
     @model_validator(mode="after")
@@ -127,7 +129,7 @@ class HybridLM(nn.Module):
         V, D = config.vocab_size, config.dim
         self.embedding = nn.Embedding(V, D)
         self.embedding_norm = build_norm(config.norm, D)
-        self.core = config.core.build(D, config.norm, matrices)
+        self.core: Core = config.core.build(D, config.norm, matrices)
         self.head_norm = build_norm(config.norm, D)
         nn.init.uniform_(self.embedding.weight, -1e-4, 1e-4)
         self.head = Head(D, V, bias=False)
@@ -198,9 +200,20 @@ class HybridLM(nn.Module):
         else:
             nats = self._cross_entropy(x_BTD, targets_BT).sum()
         loss = nats / (targets_BT != IGNORED).sum().clamp(min=1)
+        if ctx.between:
+            ctx = ctx._replace(aux=(*ctx.aux, ("loops", self._loop_loss(ctx, targets_BT))))
         for _, value in ctx.aux:
             loss = loss + value
         return loss, state, _told(ctx)
+
+    def _loop_loss(self, ctx: Ctx, targets_BT: Tensor) -> Tensor:
+        """The weighted mean of what the head makes of the residual stream between loops."""
+        assert isinstance(self.core, Recursive)
+        scored = (targets_BT != IGNORED).sum().clamp(min=1)
+        nats = [
+            self._cross_entropy(self.head_norm(h_BTD), targets_BT).sum() for h_BTD in ctx.between
+        ]
+        return self.core.loop_loss * torch.stack(nats).mean() / scored
 
     def compiled_loss(self, mode: str) -> Loss:
         """`loss` by way of torch.compile, for one shape of window."""
@@ -227,10 +240,23 @@ class HybridLM(nn.Module):
 
     def flops_per_token(self, context_len: int) -> dict[str, int]:
         """Forward operations per token by part; a training step costs three times as much."""
-        return {
-            **self.core.flops_per_token(context_len),
-            "head": 2 * self.head.weight.numel(),
-        }
+        flops: dict[str, int] = {}
+        for kind, cost in self.costs(context_len):
+            flops[kind] = flops.get(kind, 0) + cost.flops_per_token
+        return {**flops, "head": 2 * self.head.weight.numel()}
+
+    def blocks(self) -> list[Block]:
+        """The block of every pass, first pass first: a layer that is looped comes as often."""
+        layers = [layer for layer in self.core.layers if isinstance(layer, Block)]
+        return [layers[index] for index in self.core.passes]
+
+    def costs(self, context_len: int, value_bytes: int = 4) -> list[tuple[str, Cost]]:
+        """What every mixer of every pass costs, with its type, in the order in which they run."""
+        found: list[tuple[str, Cost]] = []
+        for index, block in zip(self.core.passes, self.blocks(), strict=True):
+            costs = block.costs(context_len, value_bytes)
+            found += zip(self.core.types[index], costs, strict=True)
+        return found
 
     def num_parameters(self) -> int:
         """Parameters, tied ones once."""

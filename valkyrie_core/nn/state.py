@@ -67,7 +67,9 @@ class Ctx(NamedTuple):
     aux: tuple[tuple[str, Tensor], ...] = ()
     """Auxiliary losses so far, already weighted; a name comes once for every layer that has one."""
     routed: tuple[Routed, ...] = ()
-    """What the routers did, first layer first."""
+    """What the routers did, first layer first; a layer that is looped comes as often."""
+    between: tuple[Tensor, ...] = ()
+    """[B, T, D] after each loop but the last, where a loss is asked of them."""
 
 
 class Cost(NamedTuple):

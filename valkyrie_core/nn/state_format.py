@@ -149,7 +149,7 @@ def _to_bf16(x: Tensor) -> Packed:
 def settle(model: HybridLM, state: LMState) -> LMState:
     """The state without keys that no later token sees: what is kept of it, in memory or a file."""
     layers = []
-    for block, (mixer_state, ffn_state) in zip(model.core.layers, state.layers, strict=True):
+    for block, (mixer_state, ffn_state) in zip(model.blocks(), state.layers, strict=True):
         if isinstance(mixer_state, KVState):
             assert isinstance(block, Block)
             assert isinstance(block.mixer, Attention)

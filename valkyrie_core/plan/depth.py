@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.block import StackConfig
 from valkyrie_core.plan.seconds import Rates, step_seconds
 from valkyrie_core.plan.trace import StepMemory, Training, Work
 from valkyrie_core.recipe import Recipe
@@ -29,7 +30,7 @@ class Depths:
 
     def __init__(self, recipe: Recipe, precision: Precision) -> None:
         """Builds one or two models without data."""
-        repeat = recipe.model.core.repeat
+        repeat = _repeat(recipe)
         self.recipe = recipe
         self._repeats = SHALLOW if repeat >= DEEP else (repeat,)
         self._more = repeat - self._repeats[-1]
@@ -119,7 +120,15 @@ class StepEstimator:
         )
 
 
+def _repeat(recipe: Recipe) -> int:
+    """How often the pattern is laid; loops are traced whole."""
+    core = recipe.model.core
+    return core.repeat if isinstance(core, StackConfig) else 1
+
+
 def _at_depth(recipe: Recipe, repeat: int) -> Recipe:
+    if repeat == _repeat(recipe):
+        return recipe
     core = recipe.model.core.model_copy(update={"repeat": repeat})
     model = recipe.model.model_copy(update={"core": core})
     return recipe.model_copy(update={"model": model})

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.plan.parameters import count_parameters
 
 HEAD = "head"
@@ -22,22 +22,21 @@ def training_flops(model: HybridLM, context_len: int) -> dict[str, int]:
     What activation checkpointing computes again is not in it.
     """
     found: dict[str, int] = {}
-    for layer, kinds in zip(model.core.layers, model.core.mixer_types, strict=True):
-        assert isinstance(layer, Block)
-        for cost, kind in zip(layer.costs(context_len), kinds, strict=True):
-            found[kind] = found.get(kind, 0) + cost.training_flops
+    for kind, cost in model.costs(context_len):
+        found[kind] = found.get(kind, 0) + cost.training_flops
     # the logits, and the gradients of the inputs and of the weights
     found[HEAD] = 3 * 2 * model.head.weight.numel()
+    if isinstance(model.core, Recursive) and model.core.loop_loss:
+        # it reads after every loop
+        found[HEAD] *= model.core.loops
     return found
 
 
 def decoding_flops(model: HybridLM, context_len: int) -> dict[str, int]:
     """The last token of a context, all others read before, by type of mixer; the head last."""
     found: dict[str, int] = {}
-    for layer, kinds in zip(model.core.layers, model.core.mixer_types, strict=True):
-        assert isinstance(layer, Block)
-        for cost, kind in zip(layer.costs(context_len), kinds, strict=True):
-            found[kind] = found.get(kind, 0) + cost.decode_flops
+    for kind, cost in model.costs(context_len):
+        found[kind] = found.get(kind, 0) + cost.decode_flops
     found[HEAD] = 2 * model.head.weight.numel()
     return found
 
@@ -51,10 +50,9 @@ def state_bytes(model: HybridLM, context_len: int, value_bytes: int = 4) -> tupl
     caches, recurrent = 0, 0
     # a mixer's state tells what it is, so that no list of types has to be kept here
     states = model.init_state(1).layers
-    for layer, layer_states in zip(model.core.layers, states, strict=True):
-        assert isinstance(layer, Block)
-        costs = layer.costs(context_len, value_bytes)
-        for cost, state in zip(costs, layer_states, strict=True):
+    for block, pass_states in zip(model.blocks(), states, strict=True):
+        costs = block.costs(context_len, value_bytes)
+        for cost, state in zip(costs, pass_states, strict=True):
             if _grows(state):
                 caches += cost.state_bytes
             else:

@@ -36,7 +36,7 @@ def count_parameters(model: HybridLM) -> Parameters:
         "head": 0 if tied else _size(model.head),
         "norms": _size(model.embedding_norm) + _size(model.head_norm),
     }
-    for layer, (mixer, ffn) in zip(model.core.layers, model.core.mixer_types, strict=True):
+    for layer, (mixer, ffn) in zip(model.core.layers, model.core.types, strict=True):
         assert isinstance(layer, Block)
         parts["norms"] += _size(layer.mixer_norm) + _size(layer.ffn_norm)
         parts[mixer] = parts.get(mixer, 0) + _size(layer.mixer)

@@ -286,10 +286,8 @@ class Training:
     def _cut(self, state: LMState) -> LMState:
         """The past was read at once; windowed layers keep of it what chunk by chunk would leave."""
         layers = []
-        for block, (mixer_state, ffn_state) in zip(
-            self.model.core.layers, state.layers, strict=True
-        ):
-            mixer = getattr(block, "mixer", None)
+        for block, (mixer_state, ffn_state) in zip(self.model.blocks(), state.layers, strict=True):
+            mixer = block.mixer
             if isinstance(mixer, Attention) and mixer.window is not None:
                 most = mixer.window + mixer.sinks + TRIMMED_AT_ONCE - 1
                 parts = (

@@ -16,6 +16,7 @@ from valkyrie_core.allocate.write import check_free, recipe_text, write_new
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import UsageError
 from valkyrie_core.inventory import RunPlace
+from valkyrie_core.nn.block import StackConfig
 from valkyrie_core.nn.model import HybridLMConfig
 from valkyrie_core.recipe import Recipe, Resolved
 from valkyrie_core.report import (
@@ -42,6 +43,8 @@ def show_or_design(
     """See `valkyrie_core.runs.allocate`."""
     recipe = resolved.recipe
     layout = _layout(recipe.model, ratio, pattern, preset)
+    if layout is not None:
+        require_stack(recipe)
     context_len = recipe.train.longest_context
     stack = _picture(recipe.model, context_len)
     if layout is None:
@@ -68,6 +71,14 @@ def show_or_design(
         size=None if design.sizes is None else _size(design),
         out=None if out is None else str(out),
     )
+
+
+def require_stack(recipe: Recipe) -> None:
+    """Raises UsageError where layers are looped: they can't be laid anew one by one."""
+    if not isinstance(recipe.model.core, StackConfig):
+        raise UsageError(
+            f"{recipe.name} has a core of type {recipe.model.core.type}; layouts are for a stack"
+        )
 
 
 def _layout(

@@ -28,6 +28,7 @@ from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import ResourceError, StoppedError, UsageError
 from valkyrie_core.recipe import Recipe, Resolved
 from valkyrie_core.report import CandidateScore, Estimate, SearchReport
+from valkyrie_core.runs.allocation import require_stack
 from valkyrie_core.runs.folder import own_folder
 from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.signals import StopRequestedError, StopSignal
@@ -52,6 +53,7 @@ def search_layouts(
     """See `valkyrie_core.runs.allocate_search`."""
     check_free(out)
     recipe = resolved.recipe
+    require_stack(recipe)
     # before text is prepared: what can't be searched is told at once
     feasible(recipe, config)
     folder = default_folder(recipe, config)

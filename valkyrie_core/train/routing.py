@@ -41,6 +41,7 @@ class Routing:
             for index, layer in enumerate(model.core.layers)
             if isinstance(layer.ffn, MoE)
         }
+        self._passes = [index for index in model.core.passes if index in self._layers]
         self._optimizers = optimizers
         self._loads: list[Tensor] = []
         self.loads: dict[int, list[int]] = {}
@@ -70,8 +71,14 @@ class Routing:
         """
         revivals = []
         left = list(self._loads)
+        found: dict[int, list[list[Tensor]]] = {index: [] for index in self._layers}
+        for index in self._passes:
+            rounds = self._layers[index].config.rounds
+            found[index].append(left[:rounds])
+            left = left[rounds:]
         for index, moe in self._layers.items():
-            loads, left = left[: moe.config.rounds], left[moe.config.rounds :]
+            # a layer that is looped is balanced over all its loops
+            loads = [torch.stack(own).sum(0) for own in zip(*found[index], strict=True)]
             moe.balance_by(loads, scale)
             load_E = torch.stack(loads).sum(0)
             self.loads[index] = [int(count) for count in load_E]

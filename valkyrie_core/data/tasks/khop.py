@@ -2,8 +2,10 @@
 
     c>a b>d a>b d>c | b 3 = a
 
-Every symbol has one arrow out; which arrow comes where is drawn anew for every question, so that
-nothing but following them answers it (Saunshi et al. 2025, arXiv 2502.17416, ask for p hops).
+Every symbol has one arrow out, and all arrows make one ring: with several rings an even number of
+hops would lead back to its start more often than chance. The ring and the order of the arrows are
+drawn anew for every question, so that nothing but following them answers it (Saunshi et al. 2025,
+arXiv 2502.17416, ask for p hops).
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ class KHopConfig(Config):
     def _hops_are_some(self) -> KHopConfig:
         if min(self.hops) < 1:
             raise ValueError("hops are at least 1")
+        if max(self.hops) >= self.symbols:
+            raise ValueError("hops are fewer than symbols, or the ring is run through")
         return self
 
     @property
@@ -41,8 +45,10 @@ class KHopConfig(Config):
         return tuple(sorted(set(self.hops)))
 
     def sample(self, draw: np.random.Generator, difficulty: int) -> Example:
-        """One question; arrows are a permutation, so that no symbol is more likely at the end."""
-        target = draw.permutation(self.symbols)
+        """One question; no symbol but the start is less likely at the end than another."""
+        ring = draw.permutation(self.symbols)
+        target = np.empty_like(ring)
+        target[ring] = np.roll(ring, -1)
         order = draw.permutation(self.symbols)
         start = int(draw.integers(self.symbols))
         end = start

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from valkyrie_core.report import ComparedMetric, CompareReport
 
 
+MANY = 3
+"""Designs; of more the single corpora are on the page alone."""
+
+
 def draw_comparison(report: CompareReport, console: Console) -> None:
     """The verdict, the designs, the differences, and the three ways to be equal."""
     console.print(safe_line(report.verdict), style="bold", soft_wrap=True)
@@ -27,10 +31,15 @@ def draw_comparison(report: CompareReport, console: Console) -> None:
 
 def _draw_designs(report: CompareReport, console: Console) -> None:
     columns = ["design", "bits per byte", "parameters", "of a token", "steps", "FLOPs", "s/step"]
+    asked = report.metrics[0].unit == "accuracy"
+    if asked:
+        columns.insert(1, "accuracy")
     table = make_table(*columns, right=columns[1:])
     for one in report.contenders:
+        accuracy = [f"{sum(one.primary) / len(one.primary):.1%}"] if asked else []
         table.add_row(
             safe_line(one.name),
+            *accuracy,
             f"{one.score:.4f}",
             human_count(float(one.parameters)),
             human_count(float(one.active_parameters)),
@@ -46,7 +55,10 @@ def _draw_designs(report: CompareReport, console: Console) -> None:
 def _draw_differences(report: CompareReport, console: Console) -> None:
     columns = ["metric", "design", "difference", "95 %", "p", "would be found", "outcome"]
     table = make_table(*columns, right=["difference", "p", "would be found"])
+    many = len(report.contenders) > MANY
     for one in report.metrics:
+        if many and one.name != report.metrics[0].name:
+            continue
         gap = one.difference
         table.add_row(
             safe_line(one.name),
@@ -63,6 +75,7 @@ def _draw_differences(report: CompareReport, console: Console) -> None:
         f"Each less {safe_line(report.reference)}'s, over other seeds and other items; p "
         "after Holm's correction. Would be found: the smallest true difference that this "
         "comparison finds four times in five."
+        + (" The single corpora are in comparison.md." if many else "")
     )
 
 
@@ -83,26 +96,31 @@ def _interval(one: ComparedMetric) -> str:
 
 
 def _draw_views(report: CompareReport, console: Console) -> None:
-    names = [one.name for one in report.contenders]
-    steps = {one.name: one.steps for one in report.contenders}
-    others = [f"{name} off the curves" for name in names[1:]]
-    columns = ["equal", "made equal", *map(safe_line, names), *map(safe_line, others)]
-    table = make_table(*columns, right=columns[2:])
-    for key, view in report.views.items():
-        if key == "seconds":
-            spent = [report.timing.step_seconds[name] * steps[name] for name in names]
-            values = [human_seconds(seconds) for seconds in spent]
-            gaps = report.timing.difference_at_equal_seconds
-        else:
-            values = [human_count(view.values[name] or 0.0) for name in names]
-            gaps = view.difference_at_equal
-        made = "yes" if view.matched else ""
-        told = ["-" if (gap := gaps.get(name)) is None else f"{gap:+.4f}" for name in names[1:]]
-        table.add_row(key, made, *values, *told)
+    """A row for each design: many columns would not fit a terminal."""
+    titles = {"params": "parameters", "flops": "FLOPs", "seconds": "seconds"}
+    table = make_table("", *(titles[key] for key in report.views), right=list(titles.values()))
+    table.add_row("equal", *("yes" if view.matched else "no" for view in report.views.values()))
+    for one in report.contenders:
+        table.add_row(
+            safe_line(one.name),
+            human_count(float(one.parameters)),
+            human_count(float(one.training_flops)),
+            human_seconds(report.timing.step_seconds[one.name] * one.steps),
+        )
+    for one in report.contenders[1:]:
+        gaps = [
+            report.timing.difference_at_equal_seconds.get(one.name)
+            if key == "seconds"
+            else view.difference_at_equal.get(one.name)
+            for key, view in report.views.items()
+        ]
+        told = ["-" if gap is None else f"{gap:+.4f}" for gap in gaps]
+        table.add_row(f"{safe_line(one.name)}, bits", *told)
     console.print(table)
     console.print(
-        "Off the curves: bits per byte less the reference's where both had spent as much; the one "
-        "that is cut short there had not finished its schedule."
+        f"Bits per byte less {safe_line(report.reference)}'s; what is not equal is read off the "
+        "curves, where both had spent as much, and the one that is cut short there had not "
+        "finished its schedule."
     )
 
 

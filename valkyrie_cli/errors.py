@@ -87,7 +87,7 @@ def describe(error: BaseException) -> Failure:
     name = type(error).__name__
     if isinstance(error, ValkyrieError):
         return Failure(name, error.message, error.hint, error.exit_code)
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or _was_stopped(error):
         return Failure("Interrupted", "stopped", None, 130)
     if isinstance(error, TyperException):
         return _usage_failure(error)
@@ -107,6 +107,15 @@ def describe(error: BaseException) -> Failure:
         f"the traceback is in {write_crash_log(error)} (VALKYRIE_DEBUG=1 shows it here)",
         1,
     )
+
+
+def _was_stopped(error: BaseException) -> bool:
+    """Whether a signal came in the middle of an import, which may tell it as another error."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    # by its name: the class itself would import torch
+    return any(type(cause).__name__ == "StopRequestedError" for cause in causes)
 
 
 def _usage_failure(error: TyperException) -> Failure:

@@ -25,9 +25,16 @@ def test_a_grid() -> None:
 
 
 def test_names_are_told_apart() -> None:
-    # what differs in what a name can't hold
-    designs, _ = varied("tiny/hybrid", ["model.core.pattern=[rwkv, attn],[rwkv,  'attn']"])
-    assert [one.name for one in designs] == ["pattern-rwkv-attn", "pattern-rwkv-attn-2"]
+    # by as much of a key as it takes
+    designs, _ = varied(
+        "tiny/hybrid", ["train.optimizer.lr=0.01,0.02", "train.optimizer.adamw.lr=0.01,0.02"]
+    )
+    assert designs[1].name == "optimizer.lr-0.01-adamw.lr-0.02"
+    # and one design is not two
+    with pytest.raises(UsageError, match="the same design as pattern-rwkv-attn"):
+        varied("tiny/hybrid", ["model.core.pattern=[rwkv, attn],[rwkv,  'attn']"])
+    with pytest.raises(UsageError, match="the same design"):
+        varied("tiny/hybrid", ["train.optimizer.lr=0.01,1e-2"])
 
 
 def test_commas_inside_brackets_and_quotes_are_no_ends() -> None:
@@ -67,8 +74,16 @@ def test_a_varied_key_stays_and_tokens_stay_equal() -> None:
     equal, notes = at_equal(recipes, "tokens", {})
     assert [one.train.steps for one in equal.values()] == [20, 10]
     assert "equal tokens" in notes[0]
-    # whose steps are varied is not trained for as long
-    designs, keys = varied("tiny/hybrid", ["train.steps=4,8"])
-    recipes, _ = on_one_text(designs, None, keys)
-    equal, _ = at_equal(recipes, "tokens", {})
-    assert [one.train.steps for one in equal.values()] == [4, 8]
+
+
+@pytest.mark.parametrize("key", ["train.steps", "train.eval_tokens", "train.track.type", "seed"])
+def test_what_all_share_is_not_varied(key: str) -> None:
+    with pytest.raises(UsageError, match="all designs of a comparison share it"):
+        varied("tiny/hybrid", [f"{key}=4,8"])
+
+
+def test_a_wrong_value_is_told_as_it_was_typed() -> None:
+    with pytest.raises(RecipeError, match=r"--vary model\.nope=1"):
+        varied("tiny/hybrid", ["model.nope=1,2"])
+    with pytest.raises(RecipeError, match=r"with model\.dim=33"):
+        varied("tiny/hybrid", ["model.dim=33,34"])

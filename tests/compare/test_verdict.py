@@ -9,7 +9,8 @@ import pytest
 
 from valkyrie_core.compare.curves import Curve, at_equal_spending
 from valkyrie_core.compare.scores import CorpusItems, RunScores, bits_SI
-from valkyrie_core.compare.verdict import metrics, sentence
+from valkyrie_core.compare.sentences import sentence
+from valkyrie_core.compare.verdict import metrics
 
 
 def scores(bits: dict[str, list[float]], sizes: list[int]) -> RunScores:

@@ -80,7 +80,7 @@ def test_the_head_reads_between_loops_in_training_alone() -> None:
     assert total.item() == pytest.approx(each[2].item() + told.aux["loops"].item())
     with torch.no_grad():
         plain, _, told = model.loss(x, y, model.init_state(2))
-    assert float(plain) == pytest.approx(float(each[2]))
+    assert plain.item() == pytest.approx(each[2].item())
     assert not told.aux
 
 

@@ -19,7 +19,7 @@ _COLOURS = (
     *("#4c72b0", "#c44e52", "#55a868", "#8172b3"),
     *("#dd8452", "#937860", "#da8bc3", "#64b5cd"),
 )
-_STYLES = ("-", "--", ":", "-.")
+_STYLES, _MARKERS = ("-", "--", ":", "-."), "osD^"
 """When all colours are taken."""
 _GRID, _ZERO, _SURE = "#e6e6e6", "#8c8c8c", "#c44e52"
 _WIDTH, _HEIGHT, _ROW = 7.5, 3.5, 0.36
@@ -50,6 +50,10 @@ def draw_comparison(report: CompareReport, curves: Mapping[str, Sequence[Curve]]
             axis.grid(color=_GRID, linewidth=0.8)
             axis.set_axisbelow(True)
             axis.spines[["top", "right"]].set_visible(False)
+        handles, labels = axes[-1].get_legend_handles_labels()
+        if handles:
+            place = "outside lower center"
+            figure.legend(handles, labels, loc=place, ncols=3, frameon=False)
         figure.suptitle(_title(report), fontsize=14)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=_DOTS, metadata={"Software": None})
@@ -73,10 +77,11 @@ def _panels(
         for title, price in prices.items()
         if title != "tokens"
     }
-    rows = 1.2 + _ROW * len(report.metrics)
-    found: list[tuple[float, Callable[[Any], None]]] = [
-        (rows, partial(_differences, report.metrics, report.reference))
-    ]
+    found: list[tuple[float, Callable[[Any], None]]] = []
+    for unit in dict.fromkeys(one.unit for one in report.metrics):
+        metrics = [one for one in report.metrics if one.unit == unit]
+        rows = 1.2 + _ROW * len(metrics)
+        found.append((rows, partial(_differences, metrics, report.reference)))
     for corpus in report.contenders[0].accuracy:
         found.append((_HEIGHT, partial(_by_difficulty, report, corpus)))
     for title, cost in spent.items():
@@ -95,9 +100,10 @@ def _title(report: CompareReport) -> str:
 
 
 def _look(number: int) -> dict[str, str]:
-    """Colour and line of a design."""
-    style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
-    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": style}
+    """Colour, line and marker of a design."""
+    again = number // len(_COLOURS) % len(_STYLES)
+    colour = _COLOURS[number % len(_COLOURS)]
+    return {"color": colour, "linestyle": _STYLES[again], "marker": _MARKERS[again]}
 
 
 def _differences(metrics: Sequence[ComparedMetric], reference: str, axis: Any) -> None:
@@ -112,21 +118,22 @@ def _differences(metrics: Sequence[ComparedMetric], reference: str, axis: Any) -
         if gap.low is not None and gap.high is not None:
             axis.plot([gap.low, gap.high], [place, place], color=colour, linewidth=1.5)
     axis.axvline(0, color=_ZERO, linewidth=1)
-    units = {one.unit for one in metrics}
-    names = [_short(one, alone=len(units) == 1) for one in shown]
+    names = [_short(one) for one in shown]
     if several:
         names = [f"{one.contender}, {name}" for one, name in zip(shown, names, strict=True)]
     axis.set_yticks(range(len(shown)), [_label(name) for name in names])
     axis.set_ylim(-0.7, len(shown) - 0.3)
-    axis.set_title("differences, 95 % intervals (red: after correction)", fontsize=12)
-    told = " and ".join(sorted(units, reverse=True))
-    axis.set_xlabel(f"{told}, less {_label(reference)}'s")
+    known = any(one.difference.low is not None for one in metrics)
+    title = "differences, 95 % intervals (red: sure)" if known else "differences, no intervals"
+    axis.set_title(title, fontsize=12)
+    axis.set_xlabel(f"{metrics[0].unit}, less {_label(reference)}'s")
+    axis.locator_params(axis="x", nbins=5)
+    axis.ticklabel_format(axis="x", useOffset=False)
 
 
-def _short(metric: ComparedMetric, *, alone: bool) -> str:
+def _short(metric: ComparedMetric) -> str:
     """A corpus, or everything: what is counted is said below."""
-    corpus = metric.name.removeprefix(metric.unit).removeprefix(": ")
-    return corpus or "everything" if alone else metric.name
+    return metric.name.removeprefix(metric.unit).removeprefix(": ") or "everything"
 
 
 def _by_difficulty(report: CompareReport, corpus: str, axis: Any) -> None:
@@ -134,7 +141,7 @@ def _by_difficulty(report: CompareReport, corpus: str, axis: Any) -> None:
     for number, one in enumerate(report.contenders):
         levels = one.accuracy[corpus]
         label = _label(one.name)
-        axis.plot(list(levels), list(levels.values()), marker="o", label=label, **_look(number))
+        axis.plot(list(levels), list(levels.values()), label=label, **_look(number))
     for metric in report.metrics:
         if metric.constant_answer is not None and (
             metric.name == f"accuracy: {corpus}" or len(report.contenders[0].accuracy) == 1
@@ -146,7 +153,6 @@ def _by_difficulty(report: CompareReport, corpus: str, axis: Any) -> None:
     axis.set_title(f"{_label(corpus)}: right answers (dashed: one answer for all)", fontsize=12)
     axis.set_xlabel("difficulty")
     axis.set_ylabel("accuracy")
-    _legend(axis)
 
 
 def _by_cost(report: CompareReport, title: str, cost: Mapping[str, float], axis: Any) -> None:
@@ -161,7 +167,6 @@ def _by_cost(report: CompareReport, title: str, cost: Mapping[str, float], axis:
             x,
             y,
             yerr=[[y - low], [high - y]],
-            marker="o",
             capsize=4,
             label=_label(one.name),
             **look,
@@ -174,10 +179,11 @@ def _by_cost(report: CompareReport, title: str, cost: Mapping[str, float], axis:
         axis.set_xscale("log")
     else:
         axis.set_xlim(0, 1.08 * max(cost.values()))
-    axis.set_title(f"{unit} by cost (bars: seeds; line: unbeaten)", fontsize=12)
+    bars = "bars: seeds; " if report.seeds > 1 else ""
+    axis.set_title(f"{unit} by cost ({bars}line: unbeaten)", fontsize=12)
     axis.set_xlabel(f"{title} of a training")
     axis.set_ylabel(unit)
-    _legend(axis)
+    axis.ticklabel_format(axis="y", useOffset=False)
 
 
 def unbeaten(
@@ -206,8 +212,7 @@ def _curves(
     axis.set_title(f"validation by {title} (band: seeds)", fontsize=12)
     axis.set_xlabel(title)
     axis.set_ylabel("bits per byte")
-    if axis.get_legend_handles_labels()[0]:
-        _legend(axis)
+    axis.ticklabel_format(axis="y", useOffset=False)
 
 
 def _band(
@@ -221,13 +226,8 @@ def _band(
     alike = [curve for curve in whole if np.array_equal(curve.steps_P, whole[0].steps_P)]
     x = whole[0].steps_P * price
     bits = np.stack([curve.bits_P for curve in alike])
-    axis.plot(x, bits.mean(0), label=label, marker="o", markersize=3, **look)
+    axis.plot(x, bits.mean(0), label=label, markersize=4, **look)
     axis.fill_between(x, bits.min(0), bits.max(0), color=look["color"], alpha=0.2, linewidth=0)
-
-
-def _legend(axis: Any) -> None:
-    count = len(axis.get_legend_handles_labels()[0])
-    axis.legend(frameon=False, ncols=1 + count // 7, fontsize=10 if count < 7 else 8)
 
 
 def _label(name: str) -> str:

@@ -79,7 +79,8 @@ def on_one_text(
             if getattr(recipe.train, key) != getattr(first.train, key)
             and f"train.{key}" not in varied
         }
-        if changes:
+        # values of one recipe's keys: what is changed is changed for all alike
+        if changes and not varied:
             told = ", ".join(
                 f"{key} {_told(getattr(recipe.train, key))} -> {_told(value)}"
                 for key, value in changes.items()
@@ -129,7 +130,7 @@ def at_equal(
     found, notes = {names[0]: first}, []
     for name in names[1:]:
         recipe = recipes[name]
-        if match == "tokens" and recipe.train.steps == first.train.steps:
+        if match == "tokens":
             # a step that reads more tokens is one of fewer
             ratio = tokens_of(first) / tokens_of(recipe)
             steps = max(1, round(first.train.steps * ratio))
@@ -165,8 +166,11 @@ def at_equal(
 
 
 def shortened(recipe: Recipe, share: float) -> Recipe:
-    """The recipe with a share of its steps, at least one."""
-    return _train(recipe, steps=max(1, round(share * recipe.train.steps)))
+    """The recipe with a share of its steps and of its warm-up; at least one step."""
+    schedule = recipe.train.schedule
+    schedule = schedule.model_copy(update={"warmup_steps": round(share * schedule.warmup_steps)})
+    steps = max(1, round(share * recipe.train.steps))
+    return _train(recipe, steps=steps, schedule=schedule)
 
 
 def _budget(name: str, steps: int, reference: str, first: Recipe, what: str) -> str:

@@ -76,9 +76,13 @@ def _designs(report: CompareReport) -> list[str]:
         *("", "bits per byte", "range of seeds", "parameters", "of a token", "steps", "tokens"),
         *("training FLOPs", "seconds a step"),
     ]
+    asked = report.metrics[0].unit == "accuracy"
+    if asked:
+        heads.insert(1, "accuracy")
     rows = [
         [
             f"`{one.name}`",
+            *([f"{sum(one.primary) / len(one.primary):.1%}"] if asked else []),
             f"{one.score:.4f}",
             f"{min(one.scores):.4f} to {max(one.scores):.4f}",
             f"{one.parameters:,}",
@@ -134,7 +138,9 @@ def _drivers(report: CompareReport) -> list[str]:
         if one.name != report.metrics[0].name:
             continue
         if gap.from_seeds is None:
-            lines.append(f"`{one.contender}`: one seed, so nothing is known of others.")
+            few = "one seed" if one.seeds == 1 else "one item" if one.items == 1 else None
+            told = "all pairs differ alike" if few is None else f"{few} says nothing of others"
+            lines.append(f"`{one.contender}`: {told}.")
             continue
         lines.append(
             f"`{one.contender}`: {gap.from_seeds:.0%} of the squared standard error come from the "
@@ -149,7 +155,7 @@ def _drivers(report: CompareReport) -> list[str]:
 def seeds_needed(one: ComparedMetric) -> str:
     """In words."""
     count = one.difference.seeds_needed
-    return "more than 1,000 seeds, or more items" if count is None else f"{count} seeds"
+    return "more than 1,000 seeds, or more items" if count is None else f"about {count} seeds"
 
 
 def _accuracies(report: CompareReport) -> list[str]:
@@ -166,15 +172,20 @@ def _accuracies(report: CompareReport) -> list[str]:
     found = {
         one.name: one.constant_answer for one in report.metrics if one.constant_answer is not None
     }
-    told = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
-    return [*lines, f"One answer for all questions of a corpus: {told}.", ""]
+    names = {name: name.removeprefix("accuracy: ") for name in found}
+    if len(found) > 1:
+        names["accuracy"] = "all together"
+    else:
+        names["accuracy"] = next(iter(report.contenders[0].accuracy))
+    told = ", ".join(f"{cell(names[name])} {value:.1%}" for name, value in found.items())
+    return [*lines, f"One answer for all questions of a corpus gets right: {told}.", ""]
 
 
 def _views(report: CompareReport) -> list[str]:
     names = [one.name for one in report.contenders]
     titles = {"params": "parameters", "flops": "training FLOPs", "seconds": "seconds of steps"}
     heads = ["", *(titles[key] for key in report.views)]
-    made = ["made equal", *("yes" if one.matched else "no" for one in report.views.values())]
+    made = ["equal", *("yes" if one.matched else "no" for one in report.views.values())]
     rows = [made]
     for one in report.contenders:
         spent = report.timing.step_seconds[one.name] * one.steps
@@ -192,10 +203,10 @@ def _views(report: CompareReport) -> list[str]:
         title = f"`{name}` less `{names[0]}`, bits per byte"
         rows.append([title, *(number(gap, 4, sign=True) for gap in gaps)])
     told = [
-        "What trainings were not made equal in is read off the validation curves, where both had "
-        "spent as much as the cheaper one did in all. The one that is cut short there had not "
-        "finished its schedule, which favours the other. At other parameters a design is another "
-        "design: no curve tells.",
+        "What trainings are not equal in is read off the validation curves (of less text than the "
+        "table of differences), where both had spent as much as the cheaper one did in all. The "
+        "one that is cut short there had not finished its schedule, which favours the other. At "
+        "other parameters a design is another design: no curve tells.",
     ]
     return [*table(heads, rows, [0]), "", *told]
 

@@ -124,7 +124,7 @@ def scores_of(
             progress=None if progress is None else _named(progress, name),
         )
         corpora[name] = CorpusItems(
-            stretches=few,
+            stretches=few and any(one.stretch for one in items),
             documents=len({one.document for one in items}),
             items=tuple(tuple(one) for one in items),
         )

@@ -31,15 +31,15 @@ def step_seconds(
     """
     steps = {name: training_step(recipe) for name, recipe in recipes.items()}
     counts = {}
+    told("first steps")
     for name, step in steps.items():
-        told(f"{name}: first steps")
         last = min(_seconds(step, 1) for _ in range(WARM_UP))
         counts[name] = max(1, round(ROUND_SECONDS / max(last, 1e-9)))
     found: dict[str, list[float]] = {name: [] for name in recipes}
     names = list(recipes)
     for number in range(ROUNDS):
+        told(f"round {number + 1} of {ROUNDS}")
         for name in names if number % 2 == 0 else reversed(names):
-            told(f"{name}: round {number + 1} of {ROUNDS}")
             found[name].append(_seconds(steps[name], counts[name]))
     return {name: statistics.median(values) for name, values in found.items()}
 

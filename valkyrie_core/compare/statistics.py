@@ -3,16 +3,17 @@
 Two designs are trained with some seeds each and score the same items (documents, questions). A
 difference has two sources of chance that cross: another seed gives other models, other items ask
 other things. An interval that only knows the items speaks of these very models, one that only knows
-the seeds of these very texts. Here both are resampled (Owen 2007, arXiv 0712.1111), and what items
-and seeds share is not counted twice, as in Clark's quasi-F (1973). A few seeds make a standard
-error that is itself uncertain: each part is multiplied by the quantile of Student's distribution
-that belongs to it (Graybill and Wang 1980). Satterthwaite's degrees of freedom would be too many
-wherever the seeds happen to lie close together.
+the seeds of these very texts. Here it is over both: the variance that drawing seeds and items again
+would give (the crossed bootstrap of Owen 2007, arXiv 0712.1111, in closed form), and what items and
+seeds share is not counted twice, as in Clark's quasi-F (1973). A few seeds make a standard error
+that is itself uncertain: each part is multiplied by the quantile of Student's distribution that
+belongs to it (Graybill and Wang 1980). Satterthwaite's degrees of freedom would be too many
+wherever the seeds, or a few items, happen to lie close together.
 
 Items of several kinds (documents of corpora, questions by level) are drawn within their kind: how
 many there are of each is no accident, and what one kind differs by from another is no noise.
 
-Shapes: S seeds, I items, R resamples.
+Shapes: S seeds, I items.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 Array = npt.NDArray[np.float64]
 LEVEL = 0.95
 """Of the intervals."""
 POWER = 0.8
 """With which a difference counts as one that would have been found."""
-RESAMPLES = 4000
 FLIPS = 9999
 MOST_SEEDS = 1000
-STRATA = 400
-BLOCK = 1 << 21
-"""Numbers that are drawn at once."""
+LEAST_OF_KIND = 10
+"""Items; of fewer their own variance is hardly known."""
+SLICES, FEW_SLICES = 400, 60
+"""Of a distribution, where a mean over it is taken: alone, and within another one."""
+MANY = 10**6
+"""Degrees of freedom at which Student's distribution is the normal one."""
+ROUNDING = 1e-12
+"""A standard error that is so small beside the differences is zero."""
 
 
 class Effect(NamedTuple):
@@ -60,7 +65,8 @@ class Effect(NamedTuple):
     effect_size: float | None = None
     """The mean over the standard deviation of the seeds' means (Cohen's d of pairs)."""
     detectable: float | None = None
-    """The smallest true difference that so many seeds and items find with a power of 80 %."""
+    """The smallest true difference that so many seeds and items find four times in five, the
+    present standard error being as uncertain as it is."""
     seeds_needed: int | None = None
     """Seeds that would find a difference like this one with that power; None: more than 1,000, or
     more items are needed first."""
@@ -77,8 +83,8 @@ class _Parts(NamedTuple):
     seeds: float
     items: float
     """Beyond what the seeds' part has of it already."""
-    effective_items: float
-    """As many items of equal size would say as much of their own variance."""
+    item_quantile: float
+    """Student's, of the items' part."""
 
 
 def effect(
@@ -96,7 +102,7 @@ def effect(
         weights_I: what items count, such as their bytes; left out, all alike.
         strata_I: the kind of each item, any numbers; left out, all are of one.
         family: differences that are tested together; each has so much less of a chance to be found.
-        seed: of the resampling.
+        seed: of the signs that are flipped.
 
     Raises:
         ValueError: there is no difference, or one that is not finite.
@@ -120,16 +126,18 @@ def effect(
         return nothing
     if num_items < 2:
         return nothing
-    parts = _resampled(d_SI, w_I, kinds_I, rng)
+    parts = _variances(d_SI, w_I, kinds_I)
+    if math.sqrt(parts.seeds + parts.items) <= ROUNDING * float(np.abs(d_SI).max()):
+        # each kind of items is alike to the last bit: all of them together may not be
+        parts = _variances(d_SI, w_I, np.zeros_like(kinds_I))
     error, degrees = _error(parts, S)
-    size = None if parts.seeds == 0 else value / math.sqrt(parts.seeds * S)
-    if error == 0:
-        # all pairs are alike to the last bit
-        same = value == 0
-        return nothing._replace(
-            low=value, high=value, p=1.0 if same else 0.0, standard_error=0.0, detectable=0.0
-        )
+    if error <= ROUNDING * float(np.abs(d_SI).max()):
+        if value == 0:
+            return nothing._replace(low=0.0, high=0.0, p=1.0, standard_error=0.0)
+        # there is no spread to measure a difference by: signs alone tell
+        return nothing._replace(p=p_items, standard_error=0.0)
     half = _quantile(degrees) * error
+    spread = math.sqrt(parts.seeds * S)
     return nothing._replace(
         low=value - half,
         high=value + half,
@@ -137,86 +145,80 @@ def effect(
         standard_error=error,
         degrees=degrees,
         from_seeds=parts.seeds / (parts.seeds + parts.items),
-        effect_size=size,
+        effect_size=value / spread if spread > ROUNDING * abs(value) else None,
         detectable=_detectable(error, degrees, family),
-        seeds_needed=_seeds_needed(value, parts, S, family),
+        seeds_needed=_seeds_needed(value, parts, S, degrees, family),
     )
 
 
-def _resampled(
-    d_SI: Array, w_I: Array, kinds_I: npt.NDArray[np.int64], rng: np.random.Generator
-) -> _Parts:
-    """Variances of the mean when seeds, and when items, are drawn again with replacement."""
+def _variances(d_SI: Array, w_I: Array, kinds_I: npt.NDArray[np.int64]) -> _Parts:
+    """Variances of the mean over other seeds, and over other items of the same kinds."""
     S = d_SI.shape[0]
     means_S = d_SI @ w_I
-    drawn_RS = rng.multinomial(S, np.full(S, 1 / S), size=RESAMPLES) / S
-    # of S numbers drawn from S the variance is (S - 1) / S of what it should be
-    seeds = float((drawn_RS @ means_S).var()) * S / (S - 1)
     items = total = squares = 0.0
     for own_I in _strata(kinds_I):
         share = float(w_I[own_I].sum())
         weights_I = w_I[own_I] / share
-        drawn, shared = _of_items(d_SI[:, own_I], weights_I, rng)
-        items += share**2 * (drawn - shared)
-        total += share**2 * drawn
+        variance, shared = _of_items(d_SI[:, own_I], weights_I)
+        items += share**2 * (variance - shared)
+        total += share**2 * variance
         # items of unequal size are fewer than they look: the largest ones are most of the text
-        squares += (share**2 * drawn) ** 2 / (1 / float((weights_I**2).sum()) - 1)
-    effective = 1 + total**2 / squares if squares else float(d_SI.shape[1])
-    return _Parts(seeds, max(0.0, items), effective)
+        degrees = max(1.0, 1 / float((weights_I**2).sum()) - 1)
+        squares += share**2 * variance * _quantile(degrees) ** 2
+    quantile = math.sqrt(squares / total) if total else _quantile(max(1, d_SI.shape[1] - 1))
+    return _Parts(float(means_S.var(ddof=1)) / S, max(0.0, items), quantile)
 
 
 def _strata(kinds_I: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Which items are of each kind; one that is alone of its kind joins the next smallest.
+    """Which items are of each kind; those of kinds with few items are together.
 
-    Of one item no variance is known; together with another kind it has too much rather than none.
+    Their variance is then too large rather than hardly known.
     """
     found = [np.flatnonzero(kinds_I == kind) for kind in np.unique(kinds_I)]
     while len(found) > 1:
         found.sort(key=len)
-        if len(found[0]) > 1:
+        if len(found[0]) >= LEAST_OF_KIND:
             break
         found = [np.concatenate(found[:2]), *found[2:]]
     return found
 
 
-def _of_items(d_SI: Array, w_I: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """The variance of a weighted mean when its items are drawn again, and how much of it belongs
-    to a seed and an item together."""
+def _of_items(d_SI: Array, w_I: Array) -> tuple[float, float]:
+    """The variance of a weighted mean over other items, and how much of it belongs to a seed and
+    an item together."""
     S, num_items = d_SI.shape
+    if num_items == 1:
+        return 0.0, 0.0
     means_S, means_I = d_SI @ w_I, d_SI.mean(0)
     # what lies around a mean that it pulls to itself is less than what lies around the true one
     q, cubes = float((w_I**2).sum()), float((w_I**3).sum())
     factor = q / (q - 2 * cubes + q**2)
-    drawn = []
-    block = max(1, BLOCK // num_items)
-    for start in range(0, RESAMPLES, block):
-        size = min(block, RESAMPLES - start)
-        drawn_RI = rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=size) * w_I
-        drawn.append((drawn_RI @ means_I) / drawn_RI.sum(1))
-    items = float(np.concatenate(drawn).var()) * factor
-    # what belongs to a seed and an item together is in both; its expectation is known
-    rest_SI = d_SI - means_S[:, None] - means_I + float(means_S.mean())
+    value = float(means_S.mean())
+    variance = float(w_I**2 @ (means_I - value) ** 2) * factor
+    # what belongs to a seed and an item together is in it; its expectation is known
+    rest_SI = d_SI - means_S[:, None] - means_I + value
     shared = float((rest_SI**2 @ w_I**2).sum()) * factor / (S - 1) / S
-    return items, shared
+    return variance, shared
 
 
 def _error(parts: _Parts, S: int) -> tuple[float, float]:
     """The standard error, and the degrees of freedom that make its interval as wide as both parts,
     each with its own."""
     total = parts.seeds + parts.items
-    own = (S - 1.0, max(1.0, parts.effective_items - 1.0))
-    ends = sorted(own)
     if total == 0 or parts.items == 0:
         return math.sqrt(total), S - 1.0
-    wide, narrow = (_quantile(degrees) for degrees in ends)
-    of_seeds, of_items = (_quantile(degrees) for degrees in own)
-    wanted = math.sqrt((of_seeds**2 * parts.seeds + of_items**2 * parts.items) / total)
-    if wanted >= wide or ends[0] == ends[1]:
-        return math.sqrt(total), ends[0]
-    if wanted <= narrow:
-        return math.sqrt(total), ends[1]
-    degrees = optimize.brentq(lambda n: _quantile(n) - wanted, *ends)
-    return math.sqrt(total), float(degrees)
+    of_seeds = _quantile(S - 1)
+    squared = (of_seeds**2 * parts.seeds + parts.item_quantile**2 * parts.items) / total
+    return math.sqrt(total), _degrees(math.sqrt(squared))
+
+
+def _degrees(quantile: float) -> float:
+    """The degrees of freedom that have this quantile, from one to very many."""
+    if quantile >= _quantile(1):
+        return 1.0
+    if quantile <= _quantile(MANY):
+        return float(MANY)
+    return float(optimize.brentq(lambda n: _quantile(n) - quantile, 1, MANY))
 
 
 def _quantile(degrees: float) -> float:
@@ -224,36 +226,46 @@ def _quantile(degrees: float) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, degrees))
 
 
-def _power(true: float, error: float, degrees: float, family: int = 1) -> float:
-    """The chance that a true difference is found among a family of them, at worst.
+def _power(true_K: Array, error: float, degrees: float, family: int = 1) -> float:
+    """The chance that a true difference is found among a family of them, at worst, where the true
+    standard error is known; the mean over several true differences.
 
-    Over the middle of each of `STRATA` equal parts of what the standard error may come out as: the
-    non-central distribution of libraries is not a number for some degrees that are no integers.
+    Over the middle of each slice of what the measured error may come out as: the non-central
+    distribution of libraries is not a number for some degrees that are no integers.
     """
-    middles = (np.arange(STRATA) + 0.5) / STRATA
     bound = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / family, degrees))
-    bounds = bound * np.sqrt(stats.chi2.ppf(middles, degrees) / degrees)
-    shift = abs(true) / error
-    return float((stats.norm.cdf(shift - bounds) + stats.norm.cdf(-shift - bounds)).mean())
+    bounds = bound * _scales(degrees, SLICES)
+    shift_K1 = np.abs(true_K)[:, None] / error
+    return float((special.ndtr(shift_K1 - bounds) + special.ndtr(-shift_K1 - bounds)).mean())
+
+
+def _scales(degrees: float, count: int) -> Array:
+    """A measured standard error over the true one: the middle of each slice of what it may be."""
+    middles = (np.arange(count) + 0.5) / count
+    return np.asarray(np.sqrt(stats.chi2.ppf(middles, degrees) / degrees), dtype=np.float64)
 
 
 def _detectable(error: float, degrees: float, family: int = 1) -> float:
-    low, high = 0.0, error
-    while _power(high, error, degrees, family) < POWER:
+    """In units of the measured error, which is as uncertain as it is: over comparisons like this
+    one, a true difference of what each of them says is found four times in five."""
+    scales = _scales(degrees, FEW_SLICES)
+    low, high = 0.0, 1.0
+    while _power(high * scales, 1.0, degrees, family) < POWER:
         high *= 2
-    for _ in range(40):
+    while high - low > 1e-3 * high:
         middle = (low + high) / 2
-        enough = _power(middle, error, degrees, family) >= POWER
+        enough = _power(middle * scales, 1.0, degrees, family) >= POWER
         low, high = (low, middle) if enough else (middle, high)
-    return high
+    return high * error
 
 
-def _seeds_needed(value: float, parts: _Parts, S: int, family: int) -> int | None:
+def _seeds_needed(value: float, parts: _Parts, S: int, degrees: float, family: int) -> int | None:
     """The least number of seeds; the items' part stays as it is."""
+    value_K = value * _scales(degrees, FEW_SLICES)
 
     def enough(n: int) -> bool:
-        error, degrees = _error(parts._replace(seeds=parts.seeds * S / n), n)
-        return error == 0 or _power(value, error, degrees, family) >= POWER
+        error, then = _error(parts._replace(seeds=parts.seeds * S / n), n)
+        return error == 0 or _power(value_K, error, then, family) >= POWER
 
     if not enough(MOST_SEEDS):
         return None

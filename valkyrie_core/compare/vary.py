@@ -6,12 +6,15 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from valkyrie_core.compare.contenders import Contender
-from valkyrie_core.errors import UsageError
+from valkyrie_core.compare.contenders import BOOKKEEPING, Contender, design_hash
+from valkyrie_core.errors import RecipeError, UsageError
 from valkyrie_core.recipe import Recipe
 
 MOST_DESIGNS = 32
-FIXED = ("name", "description", "runs_dir", "seed", "data")
+FIXED = (
+    *("name", "description", "runs_dir", "seed", "data"),
+    *("train.steps", *(f"train.{key}" for key in BOOKKEEPING)),
+)
 """Keys that all designs of a comparison share, or that are no part of one."""
 LONGEST_NAME = 80
 
@@ -33,8 +36,11 @@ def varied(argument: str, vary: Sequence[str]) -> tuple[list[Contender], set[str
             raise UsageError(
                 f"--vary {text!r} lists no values", hint="--vary train.optimizer.lr=0.01,0.02"
             )
-        if key.partition(".")[0] in FIXED:
-            raise UsageError(f"{key} can't be varied: all designs of a comparison share it")
+        if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED):
+            raise UsageError(
+                f"{key} can't be varied: all designs of a comparison share it",
+                hint="--steps N trains all of them longer" if key == "train.steps" else None,
+            )
         if key in keys:
             raise UsageError(f"--vary {key} is there twice")
         if len(set(found)) < len(found):
@@ -47,11 +53,25 @@ def varied(argument: str, vary: Sequence[str]) -> tuple[list[Contender], set[str
     designs: list[Contender] = []
     for combination in combinations:
         overrides = [f"{key}={value}" for key, value in zip(keys, combination, strict=True)]
-        recipe = Recipe.load(argument, overrides)
+        recipe = _loaded(argument, overrides)
         name = _name(keys, combination, {one.name for one in designs})
+        other = next((x for x in designs if design_hash(x.recipe) == design_hash(recipe)), None)
+        if other is not None:
+            raise UsageError(f"{name} is the same design as {other.name}")
         source = " ".join([argument, *(f"--set {one}" for one in overrides)])
         designs.append(Contender(name, source, recipe))
     return designs, set(keys)
+
+
+def _loaded(argument: str, overrides: Sequence[str]) -> Recipe:
+    try:
+        return Recipe.load(argument, overrides)
+    except RecipeError as error:
+        # what was typed is told
+        told = error.message.replace("--set ", "--vary ")
+        if told == error.message:
+            told = f"{told} (with {', '.join(overrides)})"
+        raise RecipeError(told, hint=error.hint) from error
 
 
 def split_values(text: str) -> list[str]:
@@ -73,9 +93,18 @@ def split_values(text: str) -> list[str]:
     return [value.strip() for value in found if value.strip()]
 
 
+def _short(keys: Sequence[str]) -> list[str]:
+    """As many last parts of each key as tell it from the others."""
+    for count in range(1, 1 + max(key.count(".") + 1 for key in keys)):
+        found = [".".join(key.split(".")[-count:]) for key in keys]
+        if len(set(found)) == len(keys):
+            return found
+    return list(keys)
+
+
 def _name(keys: Sequence[str], values: Sequence[str], taken: set[str]) -> str:
     """The last part of each key and its value, as far as a file's name can hold them."""
-    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in zip(keys, values, strict=True)]
+    parts = [f"{key}-{value}" for key, value in zip(_short(keys), values, strict=True)]
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:LONGEST_NAME] or "design"
     name, number = plain, 2
     while name in taken:

@@ -1,4 +1,4 @@
-"""From scores to a sentence.
+"""From scores to outcomes.
 
 Shapes: S seeds, I items.
 """
@@ -26,7 +26,7 @@ class _Group(NamedTuple):
     corpora: Sequence[str]
 
 
-def metrics(scores: Mapping[str, Sequence[RunScores]]) -> list[ComparedMetric]:
+def metrics(scores: Mapping[str, Sequence[RunScores]], dropped: int = 0) -> list[ComparedMetric]:
     """Every contender against the first one: of all corpora together, then of each.
 
     Where all corpora ask questions, the share of right answers comes first, else bits per byte. The
@@ -34,6 +34,8 @@ def metrics(scores: Mapping[str, Sequence[RunScores]]) -> list[ComparedMetric]:
 
     Args:
         scores: by contender, one for every seed; all have read the same items.
+        dropped: contenders that were dropped by what they scored on these items. They count as
+            tested, or the best of many would be tested as if it had been the only one.
     """
     names = list(scores)
     first = scores[names[0]][0]
@@ -43,14 +45,14 @@ def metrics(scores: Mapping[str, Sequence[RunScores]]) -> list[ComparedMetric]:
     found: list[ComparedMetric] = []
     # what the verdict is about is tested by itself: else every corpus would cost it power
     for family in (groups[:1], groups[1:]):
-        size = len(family) * (len(names) - 1)
+        size = len(family) * (len(names) - 1 + dropped)
         rows = [
             (group, name, *_pair(scores[names[0]], scores[name], group, size))
             for group in family
             for name in names[1:]
         ]
         known = [gap.p for *_, gap in rows if gap.p is not None]
-        corrected = iter(holm(known))
+        corrected = iter(holm(known + [1.0] * (len(family) * dropped)))
         found += [
             _metric(
                 group,
@@ -170,47 +172,3 @@ def _metric(
         ),
         outcome=outcome,
     )
-
-
-def sentence(reference: str, found: Sequence[ComparedMetric], match: str) -> str:
-    """What the first metric of each contender says, in words."""
-    first = found[0].name
-    return " ".join(_sentence(reference, one, match) for one in found if one.name == first)
-
-
-def _sentence(reference: str, one: ComparedMetric, match: str) -> str:
-    equal = {"tokens": "tokens", "params": "parameters and tokens", "flops": "training FLOPs"}
-    budget = f"at equal {equal.get(match, 'seconds')}"
-    gap = one.difference
-    where = f"{one.seeds} seeds, {one.items} items"
-    if gap.low is None or gap.high is None:
-        return (
-            f"Not enough evidence on {one.contender} against {reference} {budget}: one seed says "
-            f"nothing of others ({gap.value:+.4f} {one.unit}, of these two models)."
-        )
-    interval = f"95 % interval {gap.low:+.4f} to {gap.high:+.4f}"
-    value = f"{gap.value:+.4f} {one.unit}"
-    if gap.value == 0 and gap.low == gap.high == 0:
-        return f"{one.contender} and {reference} are equal to the last bit {budget}; {where}."
-    if one.outcome != "not enough evidence":
-        return (
-            f"{one.contender} is {one.outcome} than {reference} {budget}: {value} "
-            f"({interval}, p = {_p(gap.p_holm)} after Holm's correction; {where})."
-        )
-    return (
-        f"No difference was found between {one.contender} and {reference} {budget}: "
-        f"{value} ({interval}; {where}). One of {gap.detectable:.4f} would have been found four "
-        f"times in five{_more(gap)}."
-    )
-
-
-def _more(gap: Difference) -> str:
-    if gap.seeds_needed is None:
-        return "; more seeds would not find one of this size, more text might"
-    return f"; one of this size would take {gap.seeds_needed} seeds"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return "less than 0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -108,13 +108,15 @@ class DroppedDesign(Part):
     """The recipe that was named."""
     why: str
     """What it scored when it was dropped, or that it diverged."""
+    by_score: bool
+    """Whether the former."""
 
 
 class ComparedView(Part):
     """One way to call two designs equal."""
 
     matched: bool
-    """Whether trainings were made equal in this."""
+    """Whether trainings are equal in this, within 2 %."""
     values: dict[str, float | None]
     """By contender; None where the number is in `timing`."""
     difference_at_equal: dict[str, float | None]

@@ -70,9 +70,9 @@ def compare_designs(
         # else a training would say so an hour later
         require_tracker(recipe.train.track)
     folder = out or Path("results", _folder_name(title, match))
-    if resume and not (folder / SPEED).exists():
+    if resume and _speed_key(recipes) not in _kept_speeds(folder):
         raise MissingError(
-            f"there is no comparison in {folder} to go on with", hint="leave out --resume"
+            f"there is no such comparison in {folder} to go on with", hint="leave out --resume"
         )
     with own_folder(folder, "compares"):
         first = recipes[designs[0].name]
@@ -131,7 +131,16 @@ def _halved(
     The first one goes on in any case.
     """
     whole = {one.name: recipes[one.name].train.steps * runner.speed[one.name] for one in designs}
-    rounds = rungs(whole, len(seeds), budget)
+    shortest = min(recipes[one.name].train.steps for one in designs)
+    rounds = rungs(whole, len(seeds), budget, shortest)
+    counts = [len(designs) - 1, *(rung.keep for rung in rounds)]
+    for count, rung in zip(counts, rounds, strict=False):
+        log.info(
+            "the budget: %d designs train %.1f %% of their steps, %d go on",
+            count,
+            100 * rung.share,
+            rung.keep,
+        )
     # what is dropped is decided by a seed that the verdict does not have
     first_seed = seeds.start + len(seeds) * len(designs)
     others, dropped = list(designs[1:]), list[DroppedDesign]()
@@ -145,21 +154,23 @@ def _halved(
         for one in others:
             if one.name in going:
                 continue
-            why = diverged.get(one.name)
-            if why is None:
-                why = (
-                    f"round {number} of {len(rounds)}: {found[one.name].value:.4f} "
-                    f"{found[one.name].unit} after {shorter[one.name].train.steps:,} steps, "
+            why = f"round {number} of {len(rounds)}: "
+            if one.name in diverged:
+                why += diverged[one.name]
+            else:
+                why += (
+                    f"{found[one.name].value:.4f} {found[one.name].unit} after "
+                    f"{shorter[one.name].train.steps:,} steps, "
                     f"seed {done[one.name][0].trial.seed}"
                 )
-            dropped.append(_dropped(one, why))
+            dropped.append(_dropped(one, why, by_score=one.name in found))
             log.info("%s is dropped: %s", one.name, why)
         others = [one for one in others if one.name in going]
     return [designs[0], *others], dropped
 
 
-def _dropped(one: Contender, why: str) -> DroppedDesign:
-    return DroppedDesign(name=one.name, source=one.source, why=why)
+def _dropped(one: Contender, why: str, *, by_score: bool = False) -> DroppedDesign:
+    return DroppedDesign(name=one.name, source=one.source, why=why, by_score=by_score)
 
 
 def _designs(
@@ -172,7 +183,10 @@ def _designs(
     if len(arguments) != 1:
         raise UsageError("--vary belongs to one recipe")
     designs, keys = varied(arguments[0], vary)
-    return designs, keys, f"{designs[0].recipe.name}_varied_{'_'.join(sorted(keys))}"
+    # other values are another sweep
+    values = hashlib.sha256(json.dumps(sorted(vary)).encode()).hexdigest()[:6]
+    title = f"{designs[0].recipe.name}_varied_{'_'.join(sorted(keys))}"
+    return designs, keys, f"{title[: LONGEST_NAME - 7]}_{values}"
 
 
 def _folder_name(title: str, match: Match) -> str:
@@ -183,18 +197,25 @@ def _folder_name(title: str, match: Match) -> str:
     return f"{name[:LONGEST_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def _speed_key(recipes: Mapping[str, Recipe]) -> str:
+    """Tells the designs of a comparison; which one is named first changes nothing."""
+    designs = {name: design_hash(_without_budget(recipe)) for name, recipe in recipes.items()}
+    return hashlib.sha256(json.dumps(sorted(designs.items())).encode()).hexdigest()
+
+
+def _kept_speeds(folder: Path) -> dict[str, dict[str, float]]:
+    """What was measured in earlier sittings; nothing where it can't be read."""
+    try:
+        return dict(json.loads((folder / SPEED).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def _speed(folder: Path, recipes: Mapping[str, Recipe]) -> dict[str, float]:
     """Seconds of a step, measured when a comparison of these designs is begun, and kept."""
-    designs = {name: design_hash(_without_budget(recipe)) for name, recipe in recipes.items()}
-    # in a key's order: which one is named first changes nothing
-    key = hashlib.sha256(json.dumps(sorted(designs.items())).encode()).hexdigest()
-    path = folder / SPEED
+    key, kept, path = _speed_key(recipes), _kept_speeds(folder), folder / SPEED
     try:
-        kept = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        kept = {}
-    try:
-        return {name: float(kept[key][name]) for name in designs}
+        return {name: float(kept[key][name]) for name in recipes}
     except (KeyError, TypeError, ValueError):
         pass
     seconds = step_seconds(recipes, told=lambda text: log.info("measuring steps: %s", text))

@@ -12,11 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 from valkyrie_core.compare.contenders import Contender, design_hash
 from valkyrie_core.compare.curves import Curve, at_equal_spending
-from valkyrie_core.compare.figure import draw_comparison
+from valkyrie_core.compare.figure import EQUAL, draw_comparison
 from valkyrie_core.compare.matching import Match, Trial, flops_of, tokens_of
 from valkyrie_core.compare.page import comparison_page
 from valkyrie_core.compare.scores import FEW_DOCUMENTS, STRETCH, RunScores, bits_SI
-from valkyrie_core.compare.verdict import metrics, primary, sentence
+from valkyrie_core.compare.sentences import sentence
+from valkyrie_core.compare.verdict import metrics, primary
 from valkyrie_core.errors import ResourceError
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.plan.parameters import count_parameters, weightless
@@ -58,15 +59,15 @@ def comparison_report(
 ) -> CompareReport:
     """The report; the rest of `timing` is filled in by who watched the clock."""
     scores = {name: [one.scores for one in done] for name, done in by_name.items()}
-    found = metrics(scores)
+    halved = sum(one.by_score for one in dropped)
+    found = metrics(scores, halved)
     reference = designs[0].name
     trained = {name: done[0].trial.recipe for name, done in by_name.items()}
     described = [_design(one, by_name[one.name]) for one in designs]
     curves = {name: [one.curve for one in done] for name, done in by_name.items()}
     views, equal_seconds = _views(described, curves, match, speed)
-    final = {one.name: one.score - described[0].score for one in described[1:]}
     if match == "seconds":
-        equal_seconds = dict(final)
+        equal_seconds = {one.name: one.score - described[0].score for one in described[1:]}
     return CompareReport(
         verdict=sentence(reference, found, match),
         reference=reference,
@@ -77,7 +78,7 @@ def comparison_report(
         dropped=list(dropped),
         metrics=found,
         views=views,
-        notes=[*notes, *_notes(designs, trained, scores)],
+        notes=[*notes, *_notes(designs, trained, scores, halved)],
         directory=str(folder),
         timing=ComparisonTiming(
             step_seconds={one.name: speed[one.name] for one in designs},
@@ -141,17 +142,22 @@ def _views(
         one.name: one.score - described[0].score for one in described[1:]
     }
     flops = {one.name: one.training_flops / one.steps for one in described}
+    parameters = {one.name: float(one.parameters) for one in described}
+    spent = {one.name: float(one.training_flops) for one in described}
+    same_size, same_flops = _alike(parameters), match == "flops" or _alike(spent)
     views: dict[Literal["params", "flops", "seconds"], ComparedView] = {
         "params": ComparedView(
-            matched=match == "params",
-            values={one.name: float(one.parameters) for one in described},
+            matched=match == "params" or same_size,
+            values=parameters,
             # at other parameters a design is another design: no curve tells
-            difference_at_equal=final if match == "params" else dict.fromkeys(others),
+            difference_at_equal=(
+                final if match in ("params", "tokens") and same_size else dict.fromkeys(others)
+            ),
         ),
         "flops": ComparedView(
-            matched=match == "flops",
-            values={one.name: float(one.training_flops) for one in described},
-            difference_at_equal=final if match == "flops" else at_equal_spending(curves, flops),
+            matched=same_flops,
+            values=spent,
+            difference_at_equal=final if same_flops else at_equal_spending(curves, flops),
         ),
         "seconds": ComparedView(
             matched=match == "seconds",
@@ -159,13 +165,20 @@ def _views(
             difference_at_equal=dict.fromkeys(others),
         ),
     }
-    return views, at_equal_spending(curves, speed)
+    seconds = {one.name: speed[one.name] * one.steps for one in described}
+    return views, final if _alike(seconds) else at_equal_spending(curves, speed)
+
+
+def _alike(values: Mapping[str, float]) -> bool:
+    """Whether they differ by no more than rounding steps and widths, or a clock, makes them."""
+    return max(values.values()) <= EQUAL * min(values.values())
 
 
 def _notes(
     designs: Sequence[Contender],
     trained: Mapping[str, Recipe],
     scores: Mapping[str, Sequence[RunScores]],
+    halved: int,
 ) -> list[str]:
     notes = []
     for name, corpus in next(iter(scores.values()))[0].corpora.items():
@@ -183,7 +196,12 @@ def _notes(
                 f"{one.name} is the same design as {other}, with other seeds: what is found "
                 "between them is chance"
             )
-    notes.append("scores are those of the last step, not of the best one: nothing was chosen")
+    notes.append("scores are those of the last step, not of the best one")
+    if halved:
+        notes.append(
+            f"{halved} designs were dropped by what they scored in short trainings on the same "
+            "text: p counts them as tested"
+        )
     return notes
 
 
@@ -207,6 +225,10 @@ def keep_comparison(
             title = f"{name}, seed {done[0].trial.seed}"
             picture = draw_curves(rows, title=title)
             storage.replace_bytes(folder / f"training_curves_{name}.png", picture)
+        for one in report.dropped:
+            # of an earlier comparison here, in which it was trained to the end
+            (folder / f"training_results_{one.name}.json").unlink(missing_ok=True)
+            (folder / f"training_curves_{one.name}.png").unlink(missing_ok=True)
         storage.replace_json(folder / SUMMARY, report.model_dump(mode="json"))
     except OSError as error:
         raise ResourceError(f"{folder} can't be written: {error}") from error

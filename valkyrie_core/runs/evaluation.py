@@ -22,6 +22,9 @@ from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import load_run
 
+LEAST_FOR_XZ = 1024
+"""Bytes of text; of less an .xz file is mostly its headers."""
+
 
 def evaluate_run(
     place: RunPlace,
@@ -111,6 +114,9 @@ def _report(
             "xz": beside.xz.bpb,
             "xz_given_training": beside.xz_given_training.bpb,
         }
+        if score.bytes < LEAST_FOR_XZ:
+            baselines |= {"xz": None, "xz_given_training": None}
+            notes.append(f"{score.bytes} bytes are too few for xz: its headers would be counted")
         xz = beside.xz_given_training
         if xz.training_bytes < xz.training_bytes_total:
             notes.append(f"xz read {xz.training_bytes} of {xz.training_bytes_total} training bytes")

@@ -27,6 +27,10 @@ _WIDTH, _HEIGHT, _ROW = 7.5, 3.5, 0.36
 _DOTS = 120
 EQUAL = 1.02
 """Costs that are so many times another are the same."""
+MANY = 3
+"""Designs; of more the single corpora are not drawn, nor the bands of seeds."""
+_LINE = 80
+"""Letters of a legend in a row."""
 _FAR_APART = 8
 """Costs that differ by more are on a logarithmic axis."""
 
@@ -52,8 +56,9 @@ def draw_comparison(report: CompareReport, curves: Mapping[str, Sequence[Curve]]
             axis.spines[["top", "right"]].set_visible(False)
         handles, labels = axes[-1].get_legend_handles_labels()
         if handles:
+            columns = max(1, _LINE // (8 + max(map(len, labels))))
             place = "outside lower center"
-            figure.legend(handles, labels, loc=place, ncols=3, frameon=False)
+            figure.legend(handles, labels, loc=place, ncols=columns, frameon=False)
         figure.suptitle(_title(report), fontsize=14)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=_DOTS, metadata={"Software": None})
@@ -78,8 +83,11 @@ def _panels(
         if title != "tokens"
     }
     found: list[tuple[float, Callable[[Any], None]]] = []
+    many = len(designs) > MANY
     for unit in dict.fromkeys(one.unit for one in report.metrics):
         metrics = [one for one in report.metrics if one.unit == unit]
+        if many:
+            metrics = [one for one in metrics if one.name == unit]
         rows = 1.2 + _ROW * len(metrics)
         found.append((rows, partial(_differences, metrics, report.reference)))
     for corpus in report.contenders[0].accuracy:
@@ -120,7 +128,11 @@ def _differences(metrics: Sequence[ComparedMetric], reference: str, axis: Any) -
     axis.axvline(0, color=_ZERO, linewidth=1)
     names = [_short(one) for one in shown]
     if several:
-        names = [f"{one.contender}, {name}" for one, name in zip(shown, names, strict=True)]
+        alone = len({one.name for one in metrics}) == 1
+        names = [
+            one.contender if alone else f"{one.contender}, {name}"
+            for one, name in zip(shown, names, strict=True)
+        ]
     axis.set_yticks(range(len(shown)), [_label(name) for name in names])
     axis.set_ylim(-0.7, len(shown) - 0.3)
     known = any(one.difference.low is not None for one in metrics)
@@ -207,16 +219,23 @@ def _curves(
     curves: Mapping[str, Sequence[Curve]], title: str, price: Mapping[str, float], axis: Any
 ) -> None:
     """Validations by what was spent."""
+    band = len(curves) <= MANY
     for number, (name, own) in enumerate(curves.items()):
-        _band(axis, own, price[name], _label(name), _look(number))
-    axis.set_title(f"validation by {title} (band: seeds)", fontsize=12)
+        _curve(axis, own, price[name], _label(name), _look(number), band=band)
+    axis.set_title(f"validation by {title}" + " (band: seeds)" * band, fontsize=12)
     axis.set_xlabel(title)
     axis.set_ylabel("bits per byte")
     axis.ticklabel_format(axis="y", useOffset=False)
 
 
-def _band(
-    axis: Any, curves: Sequence[Curve], price: float, label: str, look: dict[str, str]
+def _curve(
+    axis: Any,
+    curves: Sequence[Curve],
+    price: float,
+    label: str,
+    look: dict[str, str],
+    *,
+    band: bool,
 ) -> None:
     """The mean over seeds, and between which values they lie."""
     whole = [curve for curve in curves if len(curve.steps_P)]
@@ -227,7 +246,8 @@ def _band(
     x = whole[0].steps_P * price
     bits = np.stack([curve.bits_P for curve in alike])
     axis.plot(x, bits.mean(0), label=label, markersize=4, **look)
-    axis.fill_between(x, bits.min(0), bits.max(0), color=look["color"], alpha=0.2, linewidth=0)
+    if band:
+        axis.fill_between(x, bits.min(0), bits.max(0), color=look["color"], alpha=0.2, linewidth=0)
 
 
 def _label(name: str) -> str:

@@ -352,3 +352,19 @@ def test_a_design_that_diverges_is_dropped(cli: Cli, tmp_path: Path, cache: Path
         outcome = cli(*sweep, "--vary", f"train.optimizer.lr={values}")
         assert outcome.code == 6, outcome.err
         assert "1e30, seed 2" in outcome.err
+
+
+def test_a_tracker_that_is_not_there_is_told_before_anything_is_trained(
+    cli: Cli, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valkyrie_core.train import track
+
+    monkeypatch.setattr(track, "find_spec", lambda _name: None)
+    other = tmp_path / "other.yaml"
+    text = (ROOT / "recipes" / "tiny" / "rwkv7.yaml").read_text()
+    other.write_text(text.replace("  steps: 20", "  steps: 20\n  track: {type: wandb}"))
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    outcome = cli("compare", "tiny/hybrid", str(other), "--steps", "3", *places)
+    assert outcome.code == 4
+    assert "needs wandb" in outcome.err
+    assert not (tmp_path / "runs").exists()

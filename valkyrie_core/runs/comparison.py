@@ -110,13 +110,18 @@ def compare_designs(
         )
         clock = {
             "seconds": time.perf_counter() - began,
-            "machine": processor_key(str(device)).replace("|", ", "),
+            "machine": _machine(str(device)),
             "date": datetime.now(UTC).date().isoformat(),
         }
         timing = report.timing.model_copy(update=clock)
         report = report.model_copy(update={"timing": timing})
         keep_comparison(report, by_name, folder, command)
     return report
+
+
+def _machine(device: str) -> str:
+    model, threads, version = processor_key(device).split("|")
+    return f"{model}, {threads}, torch {version}"
 
 
 def _halved(

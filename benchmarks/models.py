@@ -62,6 +62,7 @@ def config(size: Size, pattern: tuple[str, ...]) -> HybridLMConfig:
             "dim": size.dim,
             "head": "tied",
             "core": {
+                "type": "stack",
                 "blocks": {kind: block_config(size, kind) for kind in dict.fromkeys(pattern)},
                 "pattern": list(pattern),
                 "repeat": size.layers // len(pattern),

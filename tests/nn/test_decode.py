@@ -61,7 +61,7 @@ def odd_config(**changes: Any) -> HybridLMConfig:
         {
             "vocab_size": VOCAB,
             "dim": 60,
-            "core": {"blocks": blocks, "pattern": ["a", "r", "r", "a"]},
+            "core": {"type": "stack", "blocks": blocks, "pattern": ["a", "r", "r", "a"]},
             **changes,
         }
     )

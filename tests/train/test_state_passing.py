@@ -204,7 +204,9 @@ def test_compiling_and_growing_caches_do_not_go_together(folder: Path) -> None:
     settings = {**PASSING, "compile": {}}
     with pytest.raises(ValidationError, match="leave one of the two out"):
         small.recipe(folder, **settings)
-    only_rwkv = {"core": {"blocks": {"rwkv": small.BLOCKS["rwkv"]}, "pattern": ["rwkv"]}}
+    only_rwkv = {
+        "core": {"type": "stack", "blocks": {"rwkv": small.BLOCKS["rwkv"]}, "pattern": ["rwkv"]}
+    }
     assert small.recipe(folder, model=only_rwkv, **settings).train.compile is not None
 
 

@@ -160,6 +160,7 @@ class Decoder:
         if norm.device.type != "cpu" or norm.dtype != torch.float32:
             return None
         if not isinstance(core, Stack) or not isinstance(own, Stack):
+            _announce("there are no native steps for looped blocks")
             return None
         arena = Arena()
         layers = []

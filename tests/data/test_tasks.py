@@ -70,6 +70,27 @@ def test_arrows_by_following_them() -> None:
         assert at == one.answer
 
 
+def test_one_ring_is_asked_about_several_times_in_training_alone() -> None:
+    task = {"type": "khop", "asked": 5}
+    tree = {"type": "questions", "task": task, "examples": 8, "validation_examples": 8}
+    corpus = QuestionsCorpus.model_validate(tree)
+    train, held_out = corpus.read(Path(), {})
+    for document in train:
+        lines = "".join(piece.text for piece in document.pieces).splitlines()
+        assert len(lines) == 5
+        target = dict(arrow.split(">") for arrow in lines[0].split(" | ")[0].split())
+        for line in lines:
+            at, hops, _, answer = line.split("| ")[1].split()
+            for _ in range(int(hops)):
+                at = target[at]
+            assert at == answer
+        assert [piece.scored for piece in document.pieces] == [False, True] * 5
+    assert all(len(document.pieces) == 2 for document in held_out)
+    # what is asked first does not depend on what is asked besides
+    alone = QuestionsCorpus.model_validate({**tree, "task": {"type": "khop"}})
+    assert [x.pieces for x in alone.read(Path(), {})[1]] == [x.pieces for x in held_out]
+
+
 def test_arrows_make_one_ring() -> None:
     for one in drawn(TASKS["khop"], 40):
         target = dict(arrow.split(">") for arrow in one.prompt.split(" | ")[0].split())
@@ -87,9 +108,9 @@ def test_the_order_of_arrows_is_no_other_question() -> None:
     for index in range(60):
         one = two.sample(np.random.default_rng(index), 1)
         prompts.setdefault(one.canonical, set()).add(one.prompt)
-    # one ring and two starts; each can be written in two orders
-    assert len(prompts) == 2
-    assert all(len(ways) == 2 for ways in prompts.values())
+    # one ring, whose arrows can be written in two orders, and two starts
+    assert len(prompts) == 1
+    assert all(len(ways) == 4 for ways in prompts.values())
 
 
 @pytest.mark.parametrize("name", ["expression", "expression modulo 2"])

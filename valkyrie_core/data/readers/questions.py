@@ -97,6 +97,13 @@ class QuestionsCorpus(Config):
 
 def _document(split: str, index: int, example: Example) -> Document:
     name = f"{split}/{example.difficulty}/{index:06d}"
+    asked = [(example.prompt, example.answer)]
+    if split == "train":
+        asked += example.more
     # the end of the line ends the answer, and is scored with it
-    pieces = (Piece(example.prompt, scored=False), Piece(example.answer + "\n"))
-    return Document(name, pieces)
+    pieces = [
+        piece
+        for prompt, answer in asked
+        for piece in (Piece(prompt, scored=False), Piece(answer + "\n"))
+    ]
+    return Document(name, tuple(pieces))

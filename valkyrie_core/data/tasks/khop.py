@@ -14,6 +14,7 @@ import string
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from valkyrie_core.config import Config
@@ -30,6 +31,10 @@ class KHopConfig(Config):
     """Symbols, each with one arrow."""
     hops: tuple[int, ...] = Field(default=(1, 2, 3, 4), min_length=1)
     """Arrows that are followed; the levels of difficulty."""
+
+    asked: int = Field(default=1, ge=1, le=1000)
+    """Questions about the same arrows in a document that is trained on: more of its text teaches.
+    Held-out documents ask one."""
 
     @model_validator(mode="after")
     def _hops_are_some(self) -> KHopConfig:
@@ -51,15 +56,22 @@ class KHopConfig(Config):
         target[ring] = np.roll(ring, -1)
         order = draw.permutation(self.symbols)
         start = int(draw.integers(self.symbols))
-        end = start
-        for _ in range(difficulty):
-            end = int(target[end])
         arrows = " ".join(f"{SYMBOLS[i]}>{SYMBOLS[target[i]]}" for i in order)
         sorted_arrows = "".join(SYMBOLS[i] for i in target)
-        return Example(
-            f"{arrows} | {SYMBOLS[start]} {difficulty} = ",
-            SYMBOLS[end],
-            difficulty,
-            # the order of the arrows changes nothing
-            f"{sorted_arrows} {start} {difficulty}",
-        )
+        question, answer = self._question(target, start, difficulty)
+        # of its own, so that what is asked first does not depend on how much is asked
+        further = np.random.default_rng(int(draw.integers(2**32)))
+        more = [
+            self._question(
+                target, int(further.integers(self.symbols)), int(further.choice(self.hops))
+            )
+            for _ in range(self.asked - 1)
+        ]
+        # all about one ring is on one side of the split, in whichever order its arrows come
+        return Example(f"{arrows} {question}", answer, difficulty, sorted_arrows, tuple(more))
+
+    def _question(self, target: npt.NDArray[np.int64], start: int, hops: int) -> tuple[str, str]:
+        end = start
+        for _ in range(hops):
+            end = int(target[end])
+        return f"| {SYMBOLS[start]} {hops} = ", SYMBOLS[end]

@@ -27,7 +27,9 @@ class Example(NamedTuple):
     """The only right one, without an end of line."""
     difficulty: int
     canonical: str
-    """What is asked, however it is put: two questions with the same are one."""
+    """What is asked, however it is put: questions with the same are on one side of the split."""
+    more: tuple[tuple[str, str], ...] = ()
+    """Further questions about the same and their answers; they are trained on, never held out."""
 
 
 class Task(Protocol):

@@ -368,3 +368,19 @@ def test_a_tracker_that_is_not_there_is_told_before_anything_is_trained(
     assert outcome.code == 4
     assert "needs wandb" in outcome.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_loops_are_compared_in_plain_layers(cli: Cli, tmp_path: Path, cache: Path) -> None:
+    places = ("--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    outcome = cli(
+        *("compare", "tiny/recursive", "--vary", "model.core.loops=1,3", "--seeds", "1"),
+        *("--steps", "2"),
+        *places,
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    once, thrice = outcome.json["contenders"]
+    assert once["unrolled_parameters"] == once["parameters"]
+    assert thrice["unrolled_parameters"] > 1.3 * thrice["parameters"]
+    assert thrice["training_flops"] > 1.3 * once["training_flops"]
+    assert "in plain layers" in (tmp_path / "out" / "comparison.md").read_text()

@@ -13,7 +13,7 @@ from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.plan.flops import training_flops
-from valkyrie_core.plan.parameters import count_parameters, weightless
+from valkyrie_core.plan.parameters import count_parameters, unrolled_parameters, weightless
 
 
 def tokens(time: int = 11, seed: int = 0) -> Tensor:
@@ -107,6 +107,9 @@ def test_loops_cost_time_and_no_parameters() -> None:
     # a gate by loop is all that comes on top
     difference = count_parameters(thrice).total - count_parameters(once).total
     assert difference == 2 * 16
+    block = sum(parameter.numel() for parameter in once.core.layers[0].parameters())
+    assert unrolled_parameters(once) == count_parameters(once).total
+    assert unrolled_parameters(thrice) == count_parameters(thrice).total + 2 * block
     assert once.flops_per_token(64)["attention"] * 3 == thrice.flops_per_token(64)["attention"]
 
 

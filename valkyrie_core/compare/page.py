@@ -79,6 +79,9 @@ def _designs(report: CompareReport) -> list[str]:
     asked = report.metrics[0].unit == "accuracy"
     if asked:
         heads.insert(1, "accuracy")
+    looped = any(one.unrolled_parameters > one.parameters for one in report.contenders)
+    if looped:
+        heads.insert(heads.index("of a token"), "in plain layers")
     rows = [
         [
             f"`{one.name}`",
@@ -86,6 +89,7 @@ def _designs(report: CompareReport) -> list[str]:
             f"{one.score:.4f}",
             f"{min(one.scores):.4f} to {max(one.scores):.4f}",
             f"{one.parameters:,}",
+            *([f"{one.unrolled_parameters:,}"] if looped else []),
             f"{one.active_parameters:,}",
             f"{one.steps:,}",
             f"{one.tokens:,}",

@@ -46,5 +46,14 @@ def count_parameters(model: HybridLM) -> Parameters:
     return Parameters(total=total, active=total - passed_over, by_part=parts)
 
 
+def unrolled_parameters(model: HybridLM) -> int:
+    """Parameters if every pass of a looped layer were a layer with weights of its own."""
+    passes = list(model.core.passes)
+    again = sum(
+        _size(layer) * (passes.count(index) - 1) for index, layer in enumerate(model.core.layers)
+    )
+    return model.num_parameters() + again
+
+
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

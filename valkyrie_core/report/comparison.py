@@ -78,6 +78,8 @@ class ComparedDesign(Part):
     """All of them."""
     active_parameters: int
     """Those that a token meets."""
+    unrolled_parameters: int
+    """Of as many plain layers as there are passes: more than all where layers are looped."""
     steps: int
     """Optimizer steps of each training."""
     tokens: int

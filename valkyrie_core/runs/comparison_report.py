@@ -20,7 +20,7 @@ from valkyrie_core.compare.sentences import sentence
 from valkyrie_core.compare.verdict import metrics, primary
 from valkyrie_core.errors import ResourceError
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.plan.parameters import count_parameters, weightless
+from valkyrie_core.plan.parameters import count_parameters, unrolled_parameters, weightless
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import (
     ComparedDesign,
@@ -92,7 +92,8 @@ def comparison_report(
 
 def _design(contender: Contender, done: Sequence[Trained]) -> ComparedDesign:
     recipe = done[0].trial.recipe
-    size = count_parameters(weightless(recipe.model))
+    model = weightless(recipe.model)
+    size = count_parameters(model)
     bits_of, bytes_I = bits_SI([one.scores for one in done], list(done[0].scores.corpora))
     means = [float(row @ bytes_I / bytes_I.sum()) for row in bits_of]
     return ComparedDesign(
@@ -100,6 +101,7 @@ def _design(contender: Contender, done: Sequence[Trained]) -> ComparedDesign:
         source=contender.source,
         parameters=size.total,
         active_parameters=size.active,
+        unrolled_parameters=unrolled_parameters(model),
         steps=recipe.train.steps,
         tokens=tokens_of(recipe),
         training_flops=flops_of(recipe),

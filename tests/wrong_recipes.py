@@ -93,7 +93,8 @@ CASES: list[tuple[str, str, str | bytes]] = [
     ("unknown type", "type: muon", "type: lion"),
     ("missing type", "    type: muon\n", "    momentum: 0.9\n"),
     ("misspelt `type`", "{type: wsd,", "{tpye: wsd,"),
-    ("type of a socket with one type", "    type: stack", "    type: recursive"),
+    ("unknown type of a core", "    type: stack", "    type: recurrent"),
+    ("no type of a core", "    type: stack\n", ""),
     ("text for a section", "{type: channel_mix}", "channel_mix"),
     # values
     ("quoted number", "  dim: 64", '  dim: "64"'),

@@ -12,6 +12,7 @@ from tests.nn.menu import CONFIGS, MOES, VOCAB, awake, model_config
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.decode import MAX_BATCH
 from valkyrie_core.nn import decode
+from valkyrie_core.nn.block import StackConfig
 from valkyrie_core.nn.decode import Decoder, ModuleStep
 from valkyrie_core.nn.decode_moe import has_step
 from valkyrie_core.nn.kv_cache import KVState
@@ -67,7 +68,9 @@ def odd_config(**changes: Any) -> HybridLMConfig:
     )
 
 
-ALL = {**CONFIGS, "odd": odd_config(), "odd-rms": odd_config(norm="rms_norm")}
+STACKS = {name: one for name, one in CONFIGS.items() if isinstance(one.core, StackConfig)}
+ALL = {**STACKS, "odd": odd_config(), "odd-rms": odd_config(norm="rms_norm")}
+LOOPED = [name for name in CONFIGS if name not in STACKS]
 
 
 def model_of(name: str) -> HybridLM:
@@ -123,6 +126,22 @@ def test_fused_steps_equal_their_modules(isa: str, name: str, B: int) -> None:
     assert len(modules) == len(without)
     assert_same(logits_BTV, expected.logits_BTV[:, 3:], 1e-5)
     assert_same(state, expected.state, 1e-5)
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_loops_decode_through_their_modules_and_say_so(
+    name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "_announced", set())
+    model = awake(CONFIGS[name]).float().eval()
+    tokens_BT = tokens(2, 12)
+    expected = model(tokens_BT, model.init_state(2))
+    decoder = Decoder(model)
+    state = model(tokens_BT[:, :3], model.init_state(2)).state
+    logits_BTV, state = read_by_steps(decoder, tokens_BT[:, 3:], state)
+    assert_same(logits_BTV, expected.logits_BTV[:, 3:], 1e-5)
+    assert_same(state, expected.state, 1e-5)
+    assert "no native steps for looped blocks" in caplog.text
 
 
 @pytest.mark.parametrize("head_dim", [4, 8, 16, 20, 32, 64])

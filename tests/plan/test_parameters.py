@@ -10,6 +10,7 @@ import torch
 from tests.nn.menu import CONFIGS
 from tests.plan.recipes import ALL, name
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.recursive import RecursiveConfig
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.recipe import Recipe
 
@@ -29,6 +30,8 @@ def test_total_and_parts_are_those_of_a_real_model(config: HybridLMConfig) -> No
     assert (counted.active < counted.total) == idle
     assert sum(counted.by_part.values()) == counted.total
     kinds = {x for block in config.core.blocks.values() for x in (block.mixer.type, block.ffn.type)}
+    if isinstance(config.core, RecursiveConfig):
+        kinds.add("loops")
     assert set(counted.by_part) == {"embedding", "head", "norms", *kinds}
     assert (counted.by_part["head"] == 0) == (config.head == "tied")
 

@@ -98,10 +98,8 @@ def compare(
       valkyrie compare quickstart --vary train.optimizer.lr=0.005,0.01,0.02,0.04 --budget 40m
     """
     from valkyrie_core import runs
-    from valkyrie_core.compare.halving import seconds_of
 
     many, share = EXPERIMENTS[experiment]
-    seconds = None if budget is None else seconds_of(budget)
     command = _command(designs, seeds, steps, match, experiment, out, runs_dir, vary or [], budget)
     with _Display() as display:
         report = runs.compare(
@@ -114,7 +112,7 @@ def compare(
             out=out,
             resume=resume,
             vary=vary or [],
-            budget=seconds,
+            budget=budget,
             begin=display.begin,
             reading=display.reading,
             resume_command=command,

@@ -10,6 +10,7 @@ from valkyrie_core.allocate.match import layers_of
 from valkyrie_core.nn.attention import Attention
 from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.plan.flops import HEAD, state_bytes, training_flops, weights_read
 from valkyrie_core.plan.parameters import weightless
 
@@ -39,11 +40,18 @@ class LayerRow(NamedTuple):
 
 
 def picture(model: HybridLMConfig, context_len: int) -> list[LayerRow]:
-    """The rows of a model: embedding, layers, head. Their parameters add up to the model's."""
+    """The rows of a model: embedding, layers, head. Their parameters add up to the model's.
+
+    A layer that is looped costs what all its passes cost.
+    """
     built = weightless(model)
     rows = [_outer(built, "embedding", built.embedding_norm, built.embedding)]
     for layer, (name, block) in enumerate(zip(model.core.layers, layers_of(built), strict=True)):
-        rows.append(_row(layer, name, model, block, context_len))
+        row, times = _row(layer, name, model, block, context_len), built.core.passes.count(layer)
+        rows.append(row._replace(flops=row.flops * times, state_bytes=row.state_bytes * times))
+    if isinstance(built.core, Recursive):
+        loops = _outer(built, f"{built.core.loops} loops")
+        rows.append(loops._replace(parameters=built.core.own_parameters))
     # a tied head has no parameters of its own
     head = [built.head_norm] if model.head == "tied" else [built.head_norm, built.head]
     flops = training_flops(built, context_len)[HEAD]

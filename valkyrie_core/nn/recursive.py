@@ -96,6 +96,12 @@ class Recursive(nn.Module):
         )
 
     @property
+    def own_parameters(self) -> int:
+        """Parameters that belong to the loops, and to no layer."""
+        own = (p for name, p in self.named_parameters() if not name.startswith("layers."))
+        return sum(parameter.numel() for parameter in own)
+
+    @property
     def passes(self) -> tuple[int, ...]:
         """The layer of every pass, first pass first."""
         before, looped, after = self._once

@@ -71,7 +71,8 @@ def config_of(tensors: dict[str, Tensor]) -> HybridLMConfig:
         "mixer": {"type": "rwkv7", "head_dim": head_dim, **ranks},
         "ffn": {"type": "channel_mix", "hidden_dim": hidden_dim},
     }
-    core = {"blocks": {"rwkv": block}, "pattern": ["rwkv"], "repeat": layers}
+    blocks = {"rwkv": block}
+    core = {"type": "stack", "blocks": blocks, "pattern": ["rwkv"], "repeat": layers}
     return HybridLMConfig.model_validate({"vocab_size": vocab_size, "dim": dim, "core": core})
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
 from valkyrie_core.nn.moe.layer import MoE
+from valkyrie_core.nn.recursive import Recursive
 
 
 class Parameters(NamedTuple):
@@ -19,7 +20,8 @@ class Parameters(NamedTuple):
     active: int
     """Those that a token meets: of experts as many as it has slots."""
     by_part: dict[str, int]
-    """Embedding, head (0 where it is tied), norms between the mixers, then every type of mixer."""
+    """Embedding, head (0 where it is tied), norms between the mixers, every type of mixer, and what
+    belongs to loops."""
 
 
 def weightless(config: HybridLMConfig) -> HybridLM:
@@ -41,6 +43,8 @@ def count_parameters(model: HybridLM) -> Parameters:
         parts["norms"] += _size(layer.mixer_norm) + _size(layer.ffn_norm)
         parts[mixer] = parts.get(mixer, 0) + _size(layer.mixer)
         parts[ffn] = parts.get(ffn, 0) + _size(layer.ffn)
+    if isinstance(model.core, Recursive):
+        parts["loops"] = model.core.own_parameters
     total = model.num_parameters()
     passed_over = sum(moe.idle_parameters for moe in model.modules() if isinstance(moe, MoE))
     return Parameters(total=total, active=total - passed_over, by_part=parts)

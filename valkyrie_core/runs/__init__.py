@@ -152,7 +152,7 @@ def compare(
     out: str | Path | None = None,
     resume: bool = False,
     vary: Sequence[str] = (),
-    budget: float | None = None,
+    budget: str | float | None = None,
     begin: Begin = lambda _name, _number, _count, _eta: lambda _event: None,
     reading: Reading | None = None,
     resume_command: str | None = None,
@@ -171,8 +171,8 @@ def compare(
         out: a folder; None: results/A_vs_B.
         resume: only go on with a comparison that was begun.
         vary: `KEY=V1,V2` for one recipe: its values of a key are compared, or a grid of several.
-        budget: seconds of all trainings together; what does not fit is dropped by short trainings
-            first (successive halving), but never the first design.
+        budget: seconds of all trainings together, or "20m"; what does not fit is dropped by short
+            trainings first (successive halving), but never the first design.
         begin: called before every training.
         reading: told how far a model has read what it is scored on.
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from valkyrie_core.compare.contenders import Contender, contenders, design_hash
-from valkyrie_core.compare.halving import rungs
+from valkyrie_core.compare.halving import rungs, seconds_of
 from valkyrie_core.compare.matching import (
     Match,
     at_equal,
@@ -58,10 +58,12 @@ def compare_designs(
     reading: Reading | None,
     command: str,
     vary: Sequence[str] = (),
-    budget: float | None = None,
+    budget: str | float | None = None,
 ) -> CompareReport:
     """See `valkyrie_core.runs.compare`."""
     began = time.perf_counter()
+    if isinstance(budget, str):
+        budget = seconds_of(budget)
     designs, keys, title = _designs(arguments, vary, runs_dir)
     if steps is None and share != 1:
         steps = max(1, round(share * designs[0].recipe.train.steps))

@@ -30,6 +30,7 @@ data:
 model:
   dim: 16
   core:
+    type: stack
     blocks:
       attn: {mixer: {type: attention, num_heads: 1}, ffn: {type: swiglu}}
     pattern: [attn]

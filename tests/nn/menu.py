@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.recursive import Recursive
 
 VOCAB = 23
 RWKV = {"type": "rwkv7", "head_dim": 8, "decay_rank": 3, "rate_rank": 4, "gate_rank": 5}
@@ -164,6 +165,8 @@ def recursive_config(
         "coda": list(coda),
         "loops": loops,
     }
+    if "halting" in extra:
+        core["halting"] = extra.pop("halting")
     tree = {"vocab_size": VOCAB, "dim": 16, "core": core, **extra}
     return HybridLMConfig.model_validate(tree)
 
@@ -184,6 +187,15 @@ CONFIGS: dict[str, HybridLMConfig] = {
     "recursive-rwkv7": recursive_config("r", norm="rms_norm"),
     "recursive-experts": recursive_config("mw", loops=2),
     "recursive-once": recursive_config("a", loops=1),
+    **{
+        f"recursive-{rule['type']}": recursive_config(pattern, prelude=prelude, halting=rule)
+        for pattern, prelude, rule in (
+            ("ra", "", {"type": "latent", "threshold": 0.6}),
+            ("r", "a", {"type": "kl", "threshold": 0.3}),
+            ("am", "", {"type": "argmax"}),
+            ("wr", "r", {"type": "confidence", "threshold": 0.5, "bias": 0.0}),
+        )
+    },
 }
 
 
@@ -202,4 +214,6 @@ def awake(config: HybridLMConfig, seed: int = 0) -> HybridLM:
                 parameter.normal_(std=0.3)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+    if isinstance(model.core, Recursive):
+        model.core.halts = True
     return model.eval()

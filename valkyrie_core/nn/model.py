@@ -28,6 +28,7 @@ from valkyrie_core.kernels.loss import IGNORED as IGNORED
 from valkyrie_core.kernels.loss import fused_serves, linear_cross_entropy
 from valkyrie_core.nn.block import Block, Norm, build_norm
 from valkyrie_core.nn.core import Core, CoreConfig
+from valkyrie_core.nn.halting import Confidence
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.recursive import Recursive
@@ -201,19 +202,40 @@ class HybridLM(nn.Module):
             nats = self._cross_entropy(x_BTD, targets_BT).sum()
         loss = nats / (targets_BT != IGNORED).sum().clamp(min=1)
         if ctx.between:
-            ctx = ctx._replace(aux=(*ctx.aux, ("loops", self._loop_loss(ctx, targets_BT))))
+            ctx = ctx._replace(aux=(*ctx.aux, *self._between(ctx, x_BTD, targets_BT)))
         for _, value in ctx.aux:
             loss = loss + value
         return loss, state, _told(ctx)
 
-    def _loop_loss(self, ctx: Ctx, targets_BT: Tensor) -> Tensor:
-        """The weighted mean of what the head makes of the residual stream between loops."""
+    def _between(self, ctx: Ctx, x_BTD: Tensor, targets_BT: Tensor) -> list[tuple[str, Tensor]]:
+        """Losses of what stands between loops: of the head, and of the confidence in it."""
         assert isinstance(self.core, Recursive)
-        scored = (targets_BT != IGNORED).sum().clamp(min=1)
-        nats = [
-            self._cross_entropy(self.head_norm(h_BTD), targets_BT).sum() for h_BTD in ctx.between
-        ]
-        return self.core.loop_loss * torch.stack(nats).mean() / scored
+        found = []
+        scored_BT = targets_BT != IGNORED
+        scored = scored_BT.sum().clamp(min=1)
+        if self.core.loop_loss:
+            nats = [
+                self._cross_entropy(self.head_norm(h_BTD), targets_BT).sum()
+                for h_BTD in ctx.between
+            ]
+            found.append(("loops", self.core.loop_loss * torch.stack(nats).mean() / scored))
+        if isinstance(self.core.halting, Confidence):
+            with torch.no_grad():
+                last_R = self.head(x_BTD[scored_BT]).argmax(-1)
+            losses = []
+            for h_BTD in ctx.between:
+                # it learns what more loops would say, and moves nothing but itself
+                h_RD = h_BTD[scored_BT].detach()
+                with torch.no_grad():
+                    agrees_R = self._readout(h_RD).argmax(-1) == last_R
+                logits_R = self.core.halting.logits(h_RD)
+                losses.append(
+                    F.binary_cross_entropy_with_logits(
+                        logits_R, agrees_R.to(logits_R.dtype), reduction="sum"
+                    )
+                )
+            found.append(("confidence", torch.stack(losses).mean() / scored))
+        return found
 
     def compiled_loss(self, mode: str) -> Loss:
         """`loss` by way of torch.compile, for one shape of window."""
@@ -268,8 +290,15 @@ class HybridLM(nn.Module):
         ctx, moved = self._enter(state, tokens_BT, doc_BT)
         x_BTD = self.embedding(tokens_BT).to(next(self.head_norm.parameters()).dtype)
         x_BTD = self.embedding_norm(x_BTD)
-        x_BTD, layers, ctx = self.core(x_BTD, state.layers, ctx)
+        if isinstance(self.core, Recursive):
+            x_BTD, layers, ctx = self.core(x_BTD, state.layers, ctx, self._readout)
+        else:
+            x_BTD, layers, ctx = self.core(x_BTD, state.layers, ctx)
         return self.head_norm(x_BTD), moved._replace(layers=layers), ctx
+
+    def _readout(self, h_RD: Tensor) -> Tensor:
+        logits_RV: Tensor = self.head(self.head_norm(h_RD))
+        return logits_RV
 
     def _cross_entropy(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         x_RD, targets_R = x_BTD.flatten(0, 1), targets_BT.flatten()

@@ -15,7 +15,7 @@ Shapes: B batch, T time, D model, L loops.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -24,6 +24,17 @@ from torch.utils.checkpoint import checkpoint
 
 from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.block import Block, BlockConfig, Norm, build_norm
+from valkyrie_core.nn.halting import (
+    ArgmaxConfig,
+    Confidence,
+    ConfidenceConfig,
+    Halting,
+    KLConfig,
+    Memory,
+    Readout,
+    Thought,
+)
+from valkyrie_core.nn.selection import Selection, select
 from valkyrie_core.nn.state import Ctx
 from valkyrie_core.nn.storage_type import call, store
 
@@ -44,6 +55,8 @@ class RecursiveConfig(Config):
     """How many times the pattern runs."""
     loop_loss: float = Field(default=0.0, ge=0)
     """In training, the weight of the mean loss that the head has after the earlier loops."""
+    halting: Halting | None = None
+    """When a token is done; without it every token runs through all loops."""
 
     @model_validator(mode="after")
     def _parts_name_blocks(self) -> RecursiveConfig:
@@ -57,6 +70,9 @@ class RecursiveConfig(Config):
                 raise MisfitError("nothing names this block", ("blocks", name))
         if self.loop_loss and self.coda:
             raise MisfitError("the head can't read between a loop and a coda", ("loop_loss",))
+        asks_head = isinstance(self.halting, KLConfig | ArgmaxConfig | ConfidenceConfig)
+        if self.coda and asks_head:
+            raise MisfitError("the head can't read between a loop and a coda", ("halting",))
         return self
 
     @property
@@ -67,6 +83,17 @@ class RecursiveConfig(Config):
     def build(self, dim: int, norm: Norm, matrices: torch.dtype = torch.float32) -> Recursive:
         """The module this section describes, its matrices stored in that type."""
         return Recursive(dim, self, norm, matrices)
+
+
+class Thinking(NamedTuple):
+    """Who thinks in the next loop."""
+
+    active_BT: Tensor
+    first_BT: Tensor
+    """Tokens that start a document: they go on to the last loop."""
+    loops_BT: Tensor
+    """How many loops each token runs through, the next one included."""
+    memory: Memory
 
 
 class Recursive(nn.Module):
@@ -80,6 +107,9 @@ class Recursive(nn.Module):
         """Whether the backward pass computes each layer again instead of keeping its inside."""
         self.loops = config.loops
         self.loop_loss = config.loop_loss
+        self.halts = False
+        """Whether tokens that are done are left out of later loops. Training runs through all."""
+        self.halting = None if config.halting is None else config.halting.build(dim)
         names = config.layers
         self.layers = nn.ModuleList()
         for i, name in enumerate(names):
@@ -118,10 +148,19 @@ class Recursive(nn.Module):
             if isinstance(block, Block)
         )
 
+    @property
+    def reads_between(self) -> bool:
+        """Whether training asks for what stands at tokens between loops."""
+        return self.loop_loss > 0 or isinstance(self.halting, Confidence)
+
     def forward(
-        self, x_BTD: Tensor, state: tuple[Any, ...], ctx: Ctx
+        self, x_BTD: Tensor, state: tuple[Any, ...], ctx: Ctx, readout: Readout
     ) -> tuple[Tensor, tuple[Any, ...], Ctx]:
-        """Runs every pass once."""
+        """Runs every pass once; with `halts`, over the tokens that are not done.
+
+        Args:
+            readout: what the head makes of tokens; for rules of halting that ask it.
+        """
         before, looped, after = self._once
         left, done = list(state), list[Any]()
 
@@ -133,16 +172,80 @@ class Recursive(nn.Module):
 
         e_BTD, ctx = through(before, x_BTD, ctx)
         h_BTD = torch.zeros_like(e_BTD)
+        thinking = self._begin(ctx, e_BTD)
         for loop in range(self.loops):
-            u_BTD = self.loop_norm(h_BTD + self.inject_D * e_BTD)
-            y_BTD, ctx = through(looped, u_BTD, ctx)
+            chosen = None if thinking is None or loop == 0 else select(thinking.active_BT)
+            if chosen is not None and chosen.index_BK.shape[1] == 0:
+                # nobody thinks any more: the states of later loops stay as they are
+                done += left[: len(looped)]
+                del left[: len(looped)]
+                continue
+            own, own_ctx = (h_BTD, e_BTD), ctx
+            if chosen is not None:
+                own = (chosen.take(h_BTD), chosen.take(e_BTD))
+                own_ctx = chosen.context(ctx)
+            y_BTD, own_ctx = through(
+                looped, self.loop_norm(own[0] + self.inject_D * own[1]), own_ctx
+            )
             # a model that thinks longer than it was trained to goes on as it did last
             keep_D = self.keep_LD[min(loop, len(self.keep_LD) - 1)]
-            h_BTD = y_BTD + keep_D * h_BTD
-            if self.loop_loss and torch.is_grad_enabled() and loop < self.loops - 1:
+            new_BTD = y_BTD + keep_D * own[0]
+            if thinking is not None and loop < self.loops - 1:
+                thinking = self._halted(thinking, chosen, own[0], new_BTD, loop, readout)
+            if chosen is None:
+                h_BTD, ctx = new_BTD, own_ctx
+            else:
+                h_BTD = chosen.put(h_BTD, new_BTD)
+                ctx = ctx._replace(aux=own_ctx.aux, routed=own_ctx.routed)
+            if self.reads_between and torch.is_grad_enabled() and loop < self.loops - 1:
                 ctx = ctx._replace(between=(*ctx.between, h_BTD))
+        if thinking is not None:
+            ctx = ctx._replace(loops_BT=thinking.loops_BT)
         y_BTD, ctx = through(after, h_BTD, ctx)
         return y_BTD, tuple(done), ctx
+
+    def _begin(self, ctx: Ctx, like: Tensor) -> Thinking | None:
+        """Every token thinks at first; None where none ever halts."""
+        if self.halting is None or not self.halts:
+            return None
+        active_BT = torch.ones_like(ctx.pos_BT, dtype=torch.bool)
+        if ctx.valid_BT is not None:
+            active_BT = ctx.valid_BT
+        memory = self.halting.begin(active_BT.numel(), like)
+        first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
+        return Thinking(active_BT, first_BT, active_BT.long(), memory)
+
+    def _halted(
+        self,
+        thinking: Thinking,
+        chosen: Selection | None,
+        before_BKD: Tensor,
+        after_BKD: Tensor,
+        loop: int,
+        readout: Readout,
+    ) -> Thinking:
+        """Who goes on into the next loop."""
+        assert self.halting is not None
+        active_BT = thinking.active_BT
+        places = chosen or select(active_BT)
+        if chosen is None:
+            before_BKD, after_BKD = places.take(before_BKD), places.take(after_BKD)
+        rows_R, index_R = places.places()
+        flat_R = rows_R * active_BT.shape[1] + index_R
+        thought = Thought(before_BKD[places.real_BK], after_BKD[places.real_BK], readout)
+        halted_R, kept = self.halting(thought, tuple(one[flat_R] for one in thinking.memory))
+        memory = tuple(
+            one.index_copy(0, flat_R, new) for one, new in zip(thinking.memory, kept, strict=True)
+        )
+        if loop + 1 < self.halting.min_loops:
+            halted_R = torch.zeros_like(halted_R)
+        halted_BT = torch.zeros_like(active_BT)
+        halted_BT[rows_R, index_R] = halted_R
+        # a document's first token tells the layers of every loop that it starts
+        active_BT = active_BT & (~halted_BT | thinking.first_BT)
+        return thinking._replace(
+            active_BT=active_BT, loops_BT=thinking.loops_BT + active_BT, memory=memory
+        )
 
     def _run(self, layer: nn.Module, x_BTD: Tensor, state: Any, ctx: Ctx) -> Any:
         if self.recomputes and torch.is_grad_enabled():

@@ -70,6 +70,8 @@ class Ctx(NamedTuple):
     """What the routers did, first layer first; a layer that is looped comes as often."""
     between: tuple[Tensor, ...] = ()
     """[B, T, D] after each loop but the last, where a loss is asked of them."""
+    loops_BT: Tensor | None = None
+    """How many loops each token ran through, where tokens halt."""
 
 
 class Cost(NamedTuple):

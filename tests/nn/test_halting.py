@@ -1,0 +1,182 @@
+"""Tokens that are done leave the loops: rules by hand, and what is saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.nn.menu import CONFIGS, VOCAB, awake, recursive_config
+from valkyrie_core.nn.block import Block
+from valkyrie_core.nn.halting import (
+    KL,
+    Argmax,
+    ArgmaxConfig,
+    Confidence,
+    KLConfig,
+    Latent,
+    LatentConfig,
+    Thought,
+)
+from valkyrie_core.nn.kv_cache import KVState
+from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.recursive import Recursive
+from valkyrie_core.nn.selection import select
+
+RULES = [name for name in CONFIGS if name.startswith("recursive-") and CONFIGS[name].core.halting]  # type: ignore[union-attr]
+
+
+def tokens(time: int = 19, rows: int = 3) -> Tensor:
+    return torch.randint(0, VOCAB, (rows, time), generator=torch.Generator().manual_seed(2))
+
+
+def core_of(model: HybridLM) -> Recursive:
+    assert isinstance(model.core, Recursive)
+    return model.core
+
+
+def halting(rule: dict[str, Any], pattern: str = "a", **extra: Any) -> HybridLM:
+    return awake(recursive_config(pattern, halting=rule, **extra))
+
+
+def logits(model: HybridLM, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x, model.init_state(len(x))).logits_BTV
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_laws_are_about_tokens_that_halt_at_several_loops(name: str) -> None:
+    model = awake(CONFIGS[name])
+    with torch.no_grad():
+        _, _, ctx = model._hidden(tokens(), model.init_state(3), None)
+    assert ctx.loops_BT is not None
+    assert (ctx.loops_BT[:, 0] == 3).all()
+    assert len(ctx.loops_BT[:, 1:].unique()) > 1, ctx.loops_BT.unique(return_counts=True)
+
+
+def test_what_never_halts_is_the_whole_model() -> None:
+    model = halting({"type": "latent", "threshold": 1e-9}, "ra")
+    x = tokens()
+    found = logits(model, x)
+    core_of(model).halts = False
+    torch.testing.assert_close(found, logits(model, x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("min_loops", [1, 2])
+def test_what_halts_at_once_is_a_model_of_fewer_loops(min_loops: int) -> None:
+    model = halting({"type": "latent", "threshold": 1e9, "min_loops": min_loops}, "ra")
+    x = tokens()
+    found = logits(model, x)
+    core_of(model).halts = False
+    whole = logits(model, x)
+    core_of(model).loops = min_loops
+    torch.testing.assert_close(found[:, 1:], logits(model, x)[:, 1:], rtol=0, atol=1e-12)
+    # a document's first token goes on: it tells every loop that it starts
+    torch.testing.assert_close(found[:, 0], whole[:, 0], rtol=0, atol=1e-12)
+
+
+def test_who_is_done_writes_nothing() -> None:
+    model = halting({"type": "latent", "threshold": 1.0}, "a", loops=4)
+    x = tokens(rows=1)
+    with torch.no_grad():
+        _, state, ctx = model._hidden(x, model.init_state(1), None)
+    assert ctx.loops_BT is not None
+    lengths = []
+    for mixer_state, _ in state.layers:
+        assert isinstance(mixer_state, KVState)
+        lengths.append(mixer_state.length)
+    assert lengths == [int((ctx.loops_BT > loop).sum()) for loop in range(4)]
+    assert lengths[0] == x.shape[1] > lengths[-1]
+
+
+def test_who_is_done_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = halting({"type": "latent", "threshold": 1e9}, "a", loops=5)
+    widths: list[int] = []
+    forward = Block.forward
+
+    def counted(self: Block, x_BTD: Tensor, *args: Any) -> Any:
+        widths.append(x_BTD.shape[1])
+        return forward(self, x_BTD, *args)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    with torch.no_grad():
+        state = model(tokens(), model.init_state(3)).state
+        assert widths == [19, 1, 1, 1, 1]
+        widths.clear()
+        model(tokens(1), state)
+    assert widths == [1]
+
+
+def thought(before: Tensor, after: Tensor) -> Thought:
+    return Thought(before, after, lambda h_RD: 2 * h_RD)
+
+
+def test_rules_by_hand() -> None:
+    before = torch.tensor([[3.0, 4.0], [3.0, 4.0]])
+    after = torch.tensor([[3.0, 4.1], [3.0, 5.0]])
+    done, _ = Latent(LatentConfig(threshold=0.05))(thought(before, after), ())
+    assert done.tolist() == [True, False]
+    kl = F.kl_div(
+        (2 * before).log_softmax(-1), (2 * after).log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+    assert kl[0] < kl[1]
+    done, _ = KL(KLConfig(threshold=float(kl.mean())))(thought(before, after), ())
+    assert done.tolist() == [True, False]
+    rule = Argmax(ArgmaxConfig(patience=2))
+    memory = rule.begin(2, before)
+    answers = ([[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]])
+    found = []
+    for answer in answers:
+        done, memory = rule(thought(before, torch.tensor(answer)), memory)
+        found.append(done.tolist())
+    assert found == [[False, False], [True, False], [False, True]]
+
+
+def test_confidence_learns_beside_the_model() -> None:
+    torch.manual_seed(0)
+    config = recursive_config("a", halting={"type": "confidence"})
+    model = HybridLM(config).double()
+    rule = core_of(model).halting
+    assert isinstance(rule, Confidence)
+    x, y = tokens(), tokens().flip(1)
+    y[0, :5] = -100
+    loss, _, told = model.loss(x, y, model.init_state(3))
+    torch.autograd.backward(loss)
+    assert rule.weight_D.grad is not None
+    assert rule.weight_D.grad.norm() > 0
+    with_rule = {
+        name: p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.grad is not None and "halting" not in name
+    }
+    core_of(model).halting = None
+    model.zero_grad()
+    torch.autograd.backward(model.loss(x, y, model.init_state(3))[0])
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(with_rule[name], parameter.grad, rtol=0, atol=1e-14)
+    # by hand: with no weights all tokens have the chance of the bias
+    between = told.aux["confidence"].item()
+    p = torch.sigmoid(torch.tensor(-3.0)).item()
+    low, high = sorted((-torch.tensor(p).log().item(), -torch.tensor(1 - p).log().item()))
+    assert low - 1e-6 < between < high + 1e-6
+    # and nobody halts before it has learned to
+    core_of(model).halting, core_of(model).halts = rule, True
+    with torch.no_grad():
+        _, _, ctx = model._hidden(x, model.init_state(3), None)
+    assert ctx.loops_BT is not None
+    assert (ctx.loops_BT == 3).all()
+
+
+def test_selected_tokens_go_and_come_back() -> None:
+    active = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
+    chosen = select(active)
+    assert chosen.real_BK.tolist() == [[True, True, True], [True, False, False]]
+    x = torch.arange(8.0).view(2, 4)
+    assert chosen.take(x)[chosen.real_BK].tolist() == [0, 2, 3, 7]
+    changed = chosen.put(x, chosen.take(x) + 100)
+    assert changed.tolist() == [[100, 1, 102, 103], [4, 5, 6, 107]]
+    assert x.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert select(torch.zeros(2, 3, dtype=torch.bool)).index_BK.shape == (2, 0)

@@ -187,16 +187,17 @@ CONFIGS: dict[str, HybridLMConfig] = {
     "recursive-rwkv7": recursive_config("r", norm="rms_norm"),
     "recursive-experts": recursive_config("mw", loops=2),
     "recursive-once": recursive_config("a", loops=1),
-    **{
-        f"recursive-{rule['type']}": recursive_config(pattern, prelude=prelude, halting=rule)
-        for pattern, prelude, rule in (
-            ("ra", "", {"type": "latent", "threshold": 0.6}),
-            ("r", "a", {"type": "kl", "threshold": 0.3}),
-            ("am", "", {"type": "argmax"}),
-            ("wr", "r", {"type": "confidence", "threshold": 0.5, "bias": 0.0}),
-        )
-    },
 }
+HALTING: dict[str, HybridLMConfig] = {
+    f"recursive-{rule['type']}": recursive_config(pattern, prelude=prelude, halting=rule)
+    for pattern, prelude, rule in (
+        ("ra", "", {"type": "latent", "threshold": 0.6}),
+        ("r", "a", {"type": "kl", "threshold": 0.3}),
+        ("am", "", {"type": "argmax"}),
+        ("wr", "r", {"type": "confidence", "threshold": 0.5, "bias": 0.0}),
+    )
+}
+"""Cores whose tokens leave the loops when they are done."""
 
 
 def awake(config: HybridLMConfig, seed: int = 0) -> HybridLM:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.nn.menu import CONFIGS, VOCAB, awake, recursive_config
+from tests.nn.menu import HALTING, VOCAB, awake, recursive_config
 from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.halting import (
     KL,
@@ -25,8 +25,6 @@ from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.nn.selection import select
-
-RULES = [name for name in CONFIGS if name.startswith("recursive-") and CONFIGS[name].core.halting]  # type: ignore[union-attr]
 
 
 def tokens(time: int = 19, rows: int = 3) -> Tensor:
@@ -47,9 +45,9 @@ def logits(model: HybridLM, x: Tensor) -> Tensor:
         return model(x, model.init_state(len(x))).logits_BTV
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", HALTING)
 def test_the_laws_are_about_tokens_that_halt_at_several_loops(name: str) -> None:
-    model = awake(CONFIGS[name])
+    model = awake(HALTING[name])
     with torch.no_grad():
         _, _, ctx = model._hidden(tokens(), model.init_state(3), None)
     assert ctx.loops_BT is not None

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.nn.menu import CONFIGS, FFNS, MIXERS, VOCAB, awake
+from tests.nn.menu import CONFIGS as PLAIN
+from tests.nn.menu import FFNS, HALTING, MIXERS, VOCAB, awake
 from valkyrie_core.nn import kv_cache, masked_attention
 from valkyrie_core.nn.block import ChannelMixer, TokenMixer
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.state import LMState, map_tensors
 
+CONFIGS = {**PLAIN, **HALTING}
 TIGHT = {"rtol": 0.0, "atol": 1e-10}
 
 

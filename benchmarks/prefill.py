@@ -68,8 +68,9 @@ def run(sizes: Sizes, announce: Announce) -> Findings:
                 findings.compare("alike", case, *pair)
     best_weights = min(WEIGHTS, key=lambda x: timings[f"RWKV-7 {x}"].spread.median)
     # the head reads the last token only
-    core = models.build(sizes.size, PURE).core
-    flops = sizes.tokens * sum(core.flops_per_token(sizes.tokens).values())
+    model = models.build(sizes.size, PURE)
+    by_part = model.flops_per_token(sizes.tokens)
+    flops = sizes.tokens * (sum(by_part.values()) - by_part["head"])
     rate = timings[f"RWKV-7 {best_weights}"].rate(flops).median
     findings.notes.append(
         f"Limit: RWKV-7 {best_weights} does {limits.of_matmul_peak(rate, best_weights)}."

@@ -141,6 +141,10 @@ def test_every_match(cli: Cli, copied: Path, tmp_path: Path, match: str) -> None
     assert outcome.code == 0, outcome.err
     report = outcome.json
     assert report["match"] == match
+    again = cli(
+        *("compare", *PAIR, "--seeds", "1", "--steps", "4", "--match", match, "--resume"), *places
+    )
+    assert again.code == 0, again.err
     assert [view["matched"] for view in report["views"].values()] == [
         key == match for key in ("params", "flops", "seconds")
     ]

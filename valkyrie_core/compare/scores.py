@@ -20,11 +20,13 @@ from valkyrie_core.cache import cache_dir
 from valkyrie_core.compare.statistics import Array
 from valkyrie_core.config import Config
 from valkyrie_core.data.dataset import prepare
+from valkyrie_core.data.packing import PackedSplit
 from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError, ResourceError
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import ItemScore, item_scores
 from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.train.checkpoint import step_directory
 from valkyrie_core.train.load import load_run
 from valkyrie_core.train.manifest import MANIFEST
@@ -109,25 +111,12 @@ def scores_of(
     loaded = load_run(run, step=step)
     recipe = loaded.recipe
     dataset = prepare(recipe.data, cache=cache_dir(), tokenizer=loaded.tokenizer)
-    corpora = {}
-    for name, corpus in dataset.corpora.items():
-        few = len(corpus.validation.doc_starts) - 1 < FEW_DOCUMENTS
-        items = item_scores(
-            loaded.model,
-            corpus.validation,
-            context_len=context_len,
-            context="window",
-            max_tokens=tokens,
-            of_document=None if few else max(2, tokens // FEW_DOCUMENTS),
-            stretch=STRETCH if few else None,
-            precision=precision,
-            progress=None if progress is None else _named(progress, name),
+    corpora = {
+        name: _items(
+            loaded.model, corpus.validation, tokens, context_len, precision, _named(progress, name)
         )
-        corpora[name] = CorpusItems(
-            stretches=few and any(one.stretch for one in items),
-            documents=len({one.document for one in items}),
-            items=tuple(tuple(one) for one in items),
-        )
+        for name, corpus in dataset.corpora.items()
+    }
     answers = {
         name: _answers(
             answered(
@@ -152,14 +141,44 @@ def scores_of(
     return scores
 
 
+def _items(
+    model: HybridLM,
+    split: PackedSplit,
+    tokens: int,
+    context_len: int,
+    precision: Precision,
+    progress: Callable[[int, int], None] | None,
+) -> CorpusItems:
+    """What every document's beginning costs, or every stretch where there are few documents."""
+    few = len(split.doc_starts) - 1 < FEW_DOCUMENTS
+    items = item_scores(
+        model,
+        split,
+        context_len=context_len,
+        context="window",
+        max_tokens=tokens,
+        of_document=None if few else max(2, tokens // FEW_DOCUMENTS),
+        stretch=STRETCH if few else None,
+        precision=precision,
+        progress=progress,
+    )
+    return CorpusItems(
+        stretches=few and any(one.stretch for one in items),
+        documents=len({one.document for one in items}),
+        items=tuple(tuple(one) for one in items),
+    )
+
+
 def _answers(found: Answered) -> Answers:
     return Answers(
         right=tuple(found.right), difficulty=tuple(found.difficulty), constant=found.constant
     )
 
 
-def _named(progress: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
-    return lambda read, total: progress(name, read, total)
+def _named(
+    progress: Callable[[str, int, int], None] | None, name: str
+) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda read, total: progress(name, read, total)
 
 
 def _identity(run: Path, step: int) -> str:

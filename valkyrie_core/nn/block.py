@@ -5,6 +5,7 @@ Shapes: B batch, T time, D model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -114,16 +115,9 @@ class Stack(nn.Module):
         super().__init__()
         self.recomputes = False
         """Whether the backward pass computes each layer again instead of keeping its inside."""
-        names = config.layers
-        self.layers = nn.ModuleList()
-        for i, name in enumerate(names):
-            block = Block(dim, config.blocks[name], norm, layer_idx=i, num_layers=len(names))
-            # before the next one is made: two models in fp32 may not fit
-            store(block, matrices)
-            self.layers.append(block)
-        self.types = tuple(
-            (config.blocks[name].mixer.type, config.blocks[name].ffn.type) for name in names
-        )
+        chosen = [config.blocks[name] for name in config.layers]
+        self.layers = build_layers(dim, chosen, norm, matrices)
+        self.types = tuple((block.mixer.type, block.ffn.type) for block in chosen)
 
     @property
     def passes(self) -> tuple[int, ...]:
@@ -142,16 +136,34 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, tuple[Any, ...], Ctx]:
         """Runs every layer once."""
         states = []
-        recomputes = self.recomputes and torch.is_grad_enabled()
         for layer, layer_state in zip(self.layers, state, strict=True):
-            if recomputes:
-                x_BTD, layer_state, ctx = checkpoint(
-                    call, layer, x_BTD, layer_state, ctx, use_reentrant=False
-                )
-            else:
-                x_BTD, layer_state, ctx = call(layer, x_BTD, layer_state, ctx)
+            x_BTD, layer_state, ctx = run_layer(
+                layer, x_BTD, layer_state, ctx, recomputes=self.recomputes
+            )
             states.append(layer_state)
         return x_BTD, tuple(states), ctx
+
+
+def build_layers(
+    dim: int, chosen: Sequence[BlockConfig], norm: Norm, matrices: torch.dtype
+) -> nn.ModuleList:
+    """The blocks of a core, first layer first, their matrices stored in that type."""
+    layers = nn.ModuleList()
+    for i, config in enumerate(chosen):
+        block = Block(dim, config, norm, layer_idx=i, num_layers=len(chosen))
+        # before the next one is made: two models in fp32 may not fit
+        store(block, matrices)
+        layers.append(block)
+    return layers
+
+
+def run_layer(
+    layer: nn.Module, x_BTD: Tensor, state: tuple[Any, Any], ctx: Ctx, *, recomputes: bool
+) -> Any:
+    """What the layer gives back; where it recomputes, its inside is not kept for gradients."""
+    if recomputes and torch.is_grad_enabled():
+        return checkpoint(call, layer, x_BTD, state, ctx, use_reentrant=False)
+    return call(layer, x_BTD, state, ctx)
 
 
 def build_norm(norm: Norm, dim: int) -> nn.Module:

@@ -20,10 +20,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from valkyrie_core.config import Config, MisfitError
-from valkyrie_core.nn.block import Block, BlockConfig, Norm, build_norm
+from valkyrie_core.nn.block import Block, BlockConfig, Norm, build_layers, build_norm, run_layer
 from valkyrie_core.nn.halting import (
     ArgmaxConfig,
     Confidence,
@@ -36,7 +35,6 @@ from valkyrie_core.nn.halting import (
 )
 from valkyrie_core.nn.selection import Selection, select
 from valkyrie_core.nn.state import Ctx
-from valkyrie_core.nn.storage_type import call, store
 
 
 class RecursiveConfig(Config):
@@ -110,20 +108,14 @@ class Recursive(nn.Module):
         self.halts = False
         """Whether tokens that are done are left out of later loops. Training runs through all."""
         self.halting = None if config.halting is None else config.halting.build(dim)
-        names = config.layers
-        self.layers = nn.ModuleList()
-        for i, name in enumerate(names):
-            block = Block(dim, config.blocks[name], norm, layer_idx=i, num_layers=len(names))
-            store(block, matrices)
-            self.layers.append(block)
+        chosen = [config.blocks[name] for name in config.layers]
+        self.layers = build_layers(dim, chosen, norm, matrices)
+        self.types = tuple((block.mixer.type, block.ffn.type) for block in chosen)
         first, last = len(config.prelude), len(config.prelude) + len(config.pattern)
-        self._once = (range(first), range(first, last), range(last, len(names)))
+        self._once = (range(first), range(first, last), range(last, len(chosen)))
         self.loop_norm = build_norm(norm, dim)
         self.inject_D = nn.Parameter(torch.ones(dim))
         self.keep_LD = nn.Parameter(torch.zeros(config.loops, dim))
-        self.types = tuple(
-            (config.blocks[name].mixer.type, config.blocks[name].ffn.type) for name in names
-        )
 
     @property
     def own_parameters(self) -> int:
@@ -166,7 +158,9 @@ class Recursive(nn.Module):
 
         def through(indices: range, x_BTD: Tensor, ctx: Ctx) -> tuple[Tensor, Ctx]:
             for i in indices:
-                x_BTD, layer_state, ctx = self._run(self.layers[i], x_BTD, left.pop(0), ctx)
+                x_BTD, layer_state, ctx = run_layer(
+                    self.layers[i], x_BTD, left.pop(0), ctx, recomputes=self.recomputes
+                )
                 done.append(layer_state)
             return x_BTD, ctx
 
@@ -246,8 +240,3 @@ class Recursive(nn.Module):
         return thinking._replace(
             active_BT=active_BT, loops_BT=thinking.loops_BT + active_BT, memory=memory
         )
-
-    def _run(self, layer: nn.Module, x_BTD: Tensor, state: Any, ctx: Ctx) -> Any:
-        if self.recomputes and torch.is_grad_enabled():
-            return checkpoint(call, layer, x_BTD, state, ctx, use_reentrant=False)
-        return call(layer, x_BTD, state, ctx)

@@ -71,6 +71,10 @@ def compare_designs(
     for recipe in recipes.values():
         # else a training would say so an hour later
         require_tracker(recipe.train.track)
+    if match == "params":
+        # before anything is looked up or measured: it makes other designs of them
+        recipes, more = at_equal(recipes, match, {})
+        notes += more
     folder = out or Path("results", _folder_name(title, match))
     if resume and _speed_key(recipes) not in _kept_speeds(folder):
         raise MissingError(
@@ -81,12 +85,10 @@ def compare_designs(
         text = prepare(first.data, progress=tell_now_and_then()).fingerprint
         device = resolve_device(first.device)
         precision = resolve_precision(first.train.precision, device)
-        if match == "params":
-            recipes, more = at_equal(recipes, match, {})
-            speed = _speed(folder, recipes)
-        else:
-            speed = _speed(folder, recipes)
+        speed = _speed(folder, recipes)
+        if match != "params":
             recipes, more = at_equal(recipes, match, speed)
+            notes += more
         runner = TrialRunner(
             reference=designs[0].name,
             folder=folder,
@@ -107,9 +109,7 @@ def compare_designs(
         by_name, diverged = runner.run(left, recipes, own_seeds)
         dropped += [_dropped(one, diverged[one.name]) for one in left if one.name in diverged]
         left = [one for one in left if one.name in by_name]
-        report = comparison_report(
-            left, by_name, match, [*notes, *more], speed, folder, precision, dropped
-        )
+        report = comparison_report(left, by_name, match, notes, speed, folder, precision, dropped)
         clock = {
             "seconds": time.perf_counter() - began,
             "machine": _machine(str(device)),

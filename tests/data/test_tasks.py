@@ -60,10 +60,10 @@ def test_no_held_out_question_is_trained_on_whatever_the_seed(name: str) -> None
 
 def test_arrows_by_following_them() -> None:
     for one in drawn(TASKS["khop"], 40):
-        arrows, question = one.prompt.split(" | ")
-        target = dict(arrow.split(">") for arrow in arrows.split())
+        arrows, question = one.prompt.split(": ")
+        target = dict(tuple(arrow) for arrow in arrows.split())
         assert len(target) == 8
-        at, hops, sign = question.split()
+        at, hops, sign = question
         assert (int(hops), sign) == (one.difficulty, "=")
         for _ in range(one.difficulty):
             at = target[at]
@@ -78,9 +78,9 @@ def test_one_ring_is_asked_about_several_times_in_training_alone() -> None:
     for document in train:
         lines = "".join(piece.text for piece in document.pieces).splitlines()
         assert len(lines) == 5
-        target = dict(arrow.split(">") for arrow in lines[0].split(" | ")[0].split())
+        target = dict(tuple(arrow) for arrow in lines[0].split(": ")[0].split())
         for line in lines:
-            at, hops, _, answer = line.split("| ")[1].split()
+            at, hops, _, answer = line.split(": ")[-1]
             for _ in range(int(hops)):
                 at = target[at]
             assert at == answer
@@ -93,7 +93,7 @@ def test_one_ring_is_asked_about_several_times_in_training_alone() -> None:
 
 def test_arrows_make_one_ring() -> None:
     for one in drawn(TASKS["khop"], 40):
-        target = dict(arrow.split(">") for arrow in one.prompt.split(" | ")[0].split())
+        target = dict(tuple(arrow) for arrow in one.prompt.split(": ")[0].split())
         at, met = "a", set()
         while at not in met:
             met.add(at)

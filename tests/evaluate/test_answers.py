@@ -13,7 +13,7 @@ from valkyrie_core.data.tokenizer import SPECIAL_TOKENS
 from valkyrie_core.evaluate.answers import right_answers
 from valkyrie_core.nn.model import HybridLM
 
-PROMPTS = ("a>b b>a | a 1 = ", "(3+4)%7 = ", "?", "what is it: ", "1+1 = ", "so")
+PROMPTS = ("ab ba: a1=", "(3+4)%7 = ", "?", "what is it: ", "1+1 = ", "so")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from valkyrie_core.data.tasks.sudoku import SudokuConfig
 from valkyrie_core.data.tasks.task import Example, constant_answer, examples
 from valkyrie_core.errors import RecipeError
 
-VERSION = 2
+VERSION = 3
 """Of the text that is made from a description."""
 CONSTANT_EXAMPLES = 2000
 """Training questions that say which answer is the most frequent one."""

@@ -1,11 +1,11 @@
 """k-hop pointer chasing: follow arrows from a symbol, k times.
 
-    c>a b>d a>b d>c | b 3 = a
+    ca bd ab dc: b3=a
 
 Every symbol has one arrow out, and all arrows make one ring: with several rings an even number of
 hops would lead back to its start more often than chance. The ring and the order of the arrows are
 drawn anew for every question, so that nothing but following them answers it (Saunshi et al. 2025,
-arXiv 2502.17416, ask for p hops).
+arXiv 2502.17416, ask for p hops). Written tightly: of few characters per answer more is learned.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class KHopConfig(Config):
         target[ring] = np.roll(ring, -1)
         order = draw.permutation(self.symbols)
         start = int(draw.integers(self.symbols))
-        arrows = " ".join(f"{SYMBOLS[i]}>{SYMBOLS[target[i]]}" for i in order)
+        arrows = " ".join(f"{SYMBOLS[i]}{SYMBOLS[target[i]]}" for i in order)
         sorted_arrows = "".join(SYMBOLS[i] for i in target)
         question, answer = self._question(target, start, difficulty)
         # of its own, so that what is asked first does not depend on how much is asked
@@ -68,10 +68,10 @@ class KHopConfig(Config):
             for _ in range(self.asked - 1)
         ]
         # all about one ring is on one side of the split, in whichever order its arrows come
-        return Example(f"{arrows} {question}", answer, difficulty, sorted_arrows, tuple(more))
+        return Example(f"{arrows}: {question}", answer, difficulty, sorted_arrows, tuple(more))
 
     def _question(self, target: npt.NDArray[np.int64], start: int, hops: int) -> tuple[str, str]:
         end = start
         for _ in range(hops):
             end = int(target[end])
-        return f"| {SYMBOLS[start]} {hops} = ", SYMBOLS[end]
+        return f"{SYMBOLS[start]}{hops}=", SYMBOLS[end]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 
 
 class Size(NamedTuple):
@@ -54,9 +55,9 @@ def block_config(size: Size, kind: str) -> dict[str, Any]:
     }
 
 
-def config(size: Size, pattern: tuple[str, ...]) -> HybridLMConfig:
+def config(size: Size, pattern: tuple[str, ...]) -> ModelConfig:
     """One of our models; the pattern is repeated until the layers are full."""
-    return HybridLMConfig.model_validate(
+    return ModelConfig.model_validate(
         {
             "vocab_size": size.vocab_size,
             "dim": size.dim,

@@ -11,7 +11,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.data.dataset import DataConfig
-from valkyrie_core.nn.model import HybridLMConfig
+from valkyrie_core.data.tasks.khop import KHopConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.canvas_core import CanvasConfig
 from valkyrie_core.recipe_explain import explain
 from valkyrie_core.recipe_files import find_recipe, read_recipe_bytes
 from valkyrie_core.recipe_overrides import Overrides, apply_overrides
@@ -35,7 +37,7 @@ class Recipe(Config):
     """Where runs live, relative to the current folder."""
     data: DataConfig
     """What is learned from."""
-    model: HybridLMConfig
+    model: ModelConfig
     """What learns."""
     train: SupervisedConfig
     """How it learns."""
@@ -51,6 +53,34 @@ class Recipe(Config):
                 f"{self.model.vocab_size} is not the tokenizer's size ({size}) - leave it out",
                 ("model", "vocab_size"),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _canvas_is_read_whole(self) -> Recipe:
+        core, train = self.model.core, self.train
+        if not isinstance(core, CanvasConfig):
+            return self
+        if "context_len" not in train.model_fields_set:
+            object.__setattr__(self, "train", train.model_copy(update={"context_len": core.cells}))
+        elif train.context_len != core.cells:
+            raise MisfitError(
+                f"{train.context_len} is not the canvas's {core.cells} cells - leave it out",
+                ("train", "context_len"),
+            )
+        for key in ("context_schedule", "state_passing", "compile", "fit"):
+            if getattr(train, key):
+                raise MisfitError("a canvas knows no such thing - leave it out", ("train", key))
+        for name, corpus in self.data.corpora.items():
+            if corpus.type != "questions":
+                raise MisfitError(
+                    "a canvas answers questions alone: corpora of the type questions",
+                    ("data", "corpora", name),
+                )
+            if isinstance(corpus.task, KHopConfig) and corpus.task.asked > 1:
+                raise MisfitError(
+                    "a canvas answers one question at a time: leave it out",
+                    ("data", "corpora", name, "task", "asked"),
+                )
         return self
 
     @model_validator(mode="after")

@@ -15,13 +15,14 @@ from valkyrie_core.errors import DivergedError, StoppedError
 from valkyrie_core.evaluate import long_context as long
 from valkyrie_core.evaluate.long_page import long_page
 from valkyrie_core.infer.engine import Engine
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.report import ContextScore, EffectiveContext, LongContextReport
 
 LENGTHS = np.where(np.arange(VOCAB) < NUM_RESERVED, 0, 3)
 
 
-def engine_of(config: HybridLMConfig) -> Engine:
+def engine_of(config: ModelConfig) -> Engine:
     model = awake(config).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():

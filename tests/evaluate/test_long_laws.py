@@ -10,10 +10,11 @@ from tests.nn.menu import VOCAB, awake, hybrid_config, model_config
 from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.evaluate import long_context
 from valkyrie_core.infer.engine import Engine
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 
 LONG = 16_384
-CONFIGS: dict[str, HybridLMConfig] = {
+CONFIGS: dict[str, ModelConfig] = {
     "pure": hybrid_config("rr"),
     "hybrid": hybrid_config("ra"),
     "windowed": model_config("attention-window"),

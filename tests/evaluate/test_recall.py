@@ -14,7 +14,8 @@ from valkyrie_core.data.byte_tokenizer import BytesTokenizer
 from valkyrie_core.errors import StoppedError
 from valkyrie_core.evaluate import recall, recall_cases
 from valkyrie_core.infer.engine import Engine, Prefilled
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 
 TOKENIZER = BytesTokenizer()
 FILLER = TOKENIZER.encode("It was a dull day and nobody had anything to say about it. " * 60)
@@ -130,7 +131,7 @@ def test_a_length_that_holds_no_facts_is_told() -> None:
 def test_a_model_answers_the_same_from_a_fork_and_from_the_whole_text() -> None:
     config = hybrid_config().model_dump()
     config["vocab_size"] = TOKENIZER.vocab_size
-    model: HybridLM = awake(HybridLMConfig.model_validate(config)).float().eval()
+    model: HybridLM = awake(ModelConfig.model_validate(config)).float().eval()
     engine = Engine(model)
     case = recall_cases.make_case("needles", 600, 0, FILLER, TOKENIZER, "0")
     known = engine.prefill(torch.tensor([case.tokens]), model.init_state(1))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.recursive import Recursive
 
 VOCAB = 23
@@ -110,11 +111,9 @@ DENSE = tuple(FFNS)
 FFNS |= MOES
 
 
-def model_config(
-    mixer: str, ffn: str = "swiglu", *, layers: int = 2, **extra: Any
-) -> HybridLMConfig:
+def model_config(mixer: str, ffn: str = "swiglu", *, layers: int = 2, **extra: Any) -> ModelConfig:
     """A model with one kind of block."""
-    return HybridLMConfig.model_validate(
+    return ModelConfig.model_validate(
         {
             "vocab_size": VOCAB,
             "dim": 16,
@@ -129,14 +128,14 @@ def model_config(
     )
 
 
-def hybrid_config(pattern: str = "rra", **extra: Any) -> HybridLMConfig:
+def hybrid_config(pattern: str = "rra", **extra: Any) -> ModelConfig:
     """A hybrid: r is RWKV-7 with channel mix, a is attention with SwiGLU."""
     blocks = {
         "r": {"mixer": MIXERS["rwkv7"], "ffn": FFNS["channel_mix"]},
         "a": {"mixer": MIXERS["attention-gqa"], "ffn": FFNS["swiglu"]},
     }
     used = {name: block for name, block in blocks.items() if name in pattern}
-    return HybridLMConfig.model_validate(
+    return ModelConfig.model_validate(
         {
             "vocab_size": VOCAB,
             "dim": 16,
@@ -148,7 +147,7 @@ def hybrid_config(pattern: str = "rra", **extra: Any) -> HybridLMConfig:
 
 def recursive_config(
     pattern: str, *, prelude: str = "", coda: str = "", loops: int = 3, **extra: Any
-) -> HybridLMConfig:
+) -> ModelConfig:
     """A looped hybrid; m is attention with experts, w has a window."""
     blocks = {
         "r": {"mixer": MIXERS["rwkv7"], "ffn": FFNS["channel_mix"]},
@@ -168,10 +167,10 @@ def recursive_config(
     if "halting" in extra:
         core["halting"] = extra.pop("halting")
     tree = {"vocab_size": VOCAB, "dim": 16, "core": core, **extra}
-    return HybridLMConfig.model_validate(tree)
+    return ModelConfig.model_validate(tree)
 
 
-CONFIGS: dict[str, HybridLMConfig] = {
+CONFIGS: dict[str, ModelConfig] = {
     **{f"{mixer}+{ffn}": model_config(mixer, ffn) for mixer in MIXERS for ffn in DENSE},
     **{
         f"{mixer}+{ffn}": model_config(mixer, ffn)
@@ -188,7 +187,7 @@ CONFIGS: dict[str, HybridLMConfig] = {
     "recursive-experts": recursive_config("mw", loops=2),
     "recursive-once": recursive_config("a", loops=1),
 }
-HALTING: dict[str, HybridLMConfig] = {
+HALTING: dict[str, ModelConfig] = {
     f"recursive-{rule['type']}": recursive_config(pattern, prelude=prelude, halting=rule)
     for pattern, prelude, rule in (
         ("ra", "", {"type": "latent", "threshold": 0.6}),
@@ -200,7 +199,7 @@ HALTING: dict[str, HybridLMConfig] = {
 """Cores whose tokens leave the loops when they are done."""
 
 
-def awake(config: HybridLMConfig, seed: int = 0) -> HybridLM:
+def awake(config: ModelConfig, seed: int = 0) -> HybridLM:
     """A model in fp64 whose zero-initialised outputs are woken, or laws would hold trivially.
 
     Not in training, where some gates draw noise.

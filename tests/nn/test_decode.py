@@ -12,11 +12,12 @@ from tests.nn.menu import CONFIGS, MOES, VOCAB, awake, model_config
 from valkyrie_core.kernels import build
 from valkyrie_core.kernels.decode import MAX_BATCH
 from valkyrie_core.nn import decode
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import StackConfig
 from valkyrie_core.nn.decode import Decoder, ModuleStep
 from valkyrie_core.nn.decode_moe import has_step
 from valkyrie_core.nn.kv_cache import KVState
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.rwkv import ChannelMix
 from valkyrie_core.nn.state import LMState
@@ -46,7 +47,7 @@ def tokens(B: int, T: int, seed: int = 0) -> Tensor:
     return torch.randint(0, VOCAB, (B, T), generator=torch.Generator().manual_seed(seed))
 
 
-def odd_config(**changes: Any) -> HybridLMConfig:
+def odd_config(**changes: Any) -> ModelConfig:
     """Sizes that are no multiple of anything; heads of 12 and 20, a width that is not of 16."""
     blocks = {
         "r": {
@@ -58,7 +59,7 @@ def odd_config(**changes: Any) -> HybridLMConfig:
             "ffn": {"type": "swiglu", "hidden_dim": 41},
         },
     }
-    return HybridLMConfig.model_validate(
+    return ModelConfig.model_validate(
         {
             "vocab_size": VOCAB,
             "dim": 60,
@@ -150,7 +151,7 @@ def test_every_width_of_a_head(isa: str, head_dim: int) -> None:
     config["dim"] = 2 * head_dim
     config["core"]["blocks"]["r"]["mixer"]["head_dim"] = head_dim
     config["core"]["blocks"]["a"]["mixer"] = {"type": "attention", "num_heads": 2}
-    model = awake(HybridLMConfig.model_validate(config)).float().eval()
+    model = awake(ModelConfig.model_validate(config)).float().eval()
     # more keys than a vector has lanes; one step, so that rounding does not add up over many
     state = model(tokens(2, 40), model.init_state(2)).state
     expected = model(tokens(2, 1), state)
@@ -228,7 +229,7 @@ def test_long_rows_of_the_largest_numbers_do_not_overflow(isa: str, weights: Wei
     config = odd_config().model_dump()
     config["core"]["blocks"]["r"]["ffn"]["hidden_dim"] = 9001
     config["core"] |= {"pattern": ["r"], "blocks": {"r": config["core"]["blocks"]["r"]}}
-    model = awake(HybridLMConfig.model_validate(config)).float().eval()
+    model = awake(ModelConfig.model_validate(config)).float().eval()
     ffn = model.core.layers[0].ffn
     assert isinstance(ffn, ChannelMix)
     # every product has the same sign and full size
@@ -370,7 +371,7 @@ def test_steps_of_experts_equal_their_modules(
     # a width of 40, hidden layers of 12: no multiple of a group; biases that change who is chosen
     config = model_config("attention-nope", name, layers=2).model_dump()
     config["dim"] = 40
-    model = awake(HybridLMConfig.model_validate(config)).float().eval()
+    model = awake(ModelConfig.model_validate(config)).float().eval()
     for module in model.modules():
         if isinstance(module, MoE):
             assert has_step(module)

@@ -319,9 +319,9 @@ LOSSES: tuple[type[Balance], ...] = (AuxConfig, ZLossConfig, ImportanceConfig)
 def test_every_loss_of_every_layer_reaches_the_total(kind: str, recomputes: bool) -> None:
     config = model_config("attention", "moe", layers=3).model_dump()
     config["core"]["blocks"]["block"]["ffn"]["balance"] = [{"type": kind, "coefficient": 0.3}]
-    from valkyrie_core.nn.model import HybridLMConfig
+    from valkyrie_core.nn.backbone import ModelConfig
 
-    model = awake(HybridLMConfig.model_validate(config)).train()
+    model = awake(ModelConfig.model_validate(config)).train()
     model.core.recomputes = recomputes
     x = torch.randint(0, 23, (2, 11))
     loss, _, told = model.loss(x, x, model.init_state(2))

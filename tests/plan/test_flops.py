@@ -12,8 +12,9 @@ import torch
 from tests.nn.menu import CONFIGS, MIXERS, model_config
 from tests.plan.recipes import TINY, name
 from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.kv_cache import KVState
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.moe import experts
 from valkyrie_core.nn.moe.gates import TopPConfig
 from valkyrie_core.nn.state import num_bytes
@@ -25,7 +26,7 @@ from valkyrie_core.recipe import Recipe
 
 
 def assert_counted(
-    config: HybridLMConfig, context_len: int, precision: Precision, rel: float = 0.01
+    config: ModelConfig, context_len: int, precision: Precision, rel: float = 0.01
 ) -> None:
     torch.manual_seed(0)
     model = HybridLM(config)

@@ -9,18 +9,19 @@ import torch
 
 from tests.nn.menu import CONFIGS
 from tests.plan.recipes import ALL, name
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.recursive import RecursiveConfig
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.recipe import Recipe
 
 
-def real_count(config: HybridLMConfig) -> int:
+def real_count(config: ModelConfig) -> int:
     return sum(parameter.numel() for parameter in set(HybridLM(config).parameters()))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_total_and_parts_are_those_of_a_real_model(config: HybridLMConfig) -> None:
+def test_total_and_parts_are_those_of_a_real_model(config: ModelConfig) -> None:
     counted = count_parameters(weightless(config))
     assert counted.total == real_count(config)
     idle = any(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.nn.menu import CONFIGS, hybrid_config, model_config
-from valkyrie_core.nn.model import HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.plan import flops
 from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.plan.twin import LONGEST, attention_twin, first_win
 
 
-def brute_force(config: HybridLMConfig, most: int) -> int | None:
+def brute_force(config: ModelConfig, most: int) -> int | None:
     ours, theirs = weightless(config), weightless(attention_twin(config).config)
     wins = [
         sum(flops.decoding_flops(ours, n).values()) < sum(flops.decoding_flops(theirs, n).values())
@@ -23,7 +23,7 @@ def brute_force(config: HybridLMConfig, most: int) -> int | None:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_crossover_is_that_of_brute_force(config: HybridLMConfig) -> None:
+def test_crossover_is_that_of_brute_force(config: ModelConfig) -> None:
     ours, theirs = weightless(config), weightless(attention_twin(config).config)
     found = first_win(
         lambda n: sum(flops.decoding_flops(ours, n).values()),

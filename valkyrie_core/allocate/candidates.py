@@ -8,8 +8,8 @@ from typing import NamedTuple
 from valkyrie_core.allocate.design import kind_of, nearest_divisor, rearranged
 from valkyrie_core.allocate.layout import ATTENTION, RECURRENT, Layout, brief, spread
 from valkyrie_core.nn.attention import AttentionConfig
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import BlockConfig
-from valkyrie_core.nn.model import HybridLMConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
 
 SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
         return self.window is None and len(set(self.layers)) == 1
 
 
-def candidates(model: HybridLMConfig) -> list[Candidate]:
+def candidates(model: ModelConfig) -> list[Candidate]:
     """All recurrent, all attention, and between them ratios in a few placements.
 
     Attention is spread evenly, at the end or in the middle, and never in layer 0 but where all
@@ -75,7 +75,7 @@ def _add(found: dict[str, Candidate], layers: tuple[str, ...], window: int | Non
     found.setdefault(name, Candidate(name, layers, window))
 
 
-def _window(model: HybridLMConfig) -> int | None:
+def _window(model: ModelConfig) -> int | None:
     """The window of the attention block that has most layers."""
     layers = model.core.layers
     own = [name for name, block in model.core.blocks.items() if kind_of(block) == ATTENTION]
@@ -85,7 +85,7 @@ def _window(model: HybridLMConfig) -> int | None:
     return mixer.window if isinstance(mixer, AttentionConfig) else None
 
 
-def designed(model: HybridLMConfig, candidate: Candidate) -> HybridLMConfig:
+def designed(model: ModelConfig, candidate: Candidate) -> ModelConfig:
     """The model in a candidate's layout, with the parameters of the original."""
     windowed = _with_blocks(model, lambda block: _see(block, candidate.window))
     changed = rearranged(windowed, Layout(candidate.layers, candidate.name), match="params")
@@ -99,8 +99,8 @@ def _see(block: BlockConfig, window: int | None) -> BlockConfig:
 
 
 def narrowed(
-    model: HybridLMConfig, width: int, *, vocab_size: int | None = None, shortened: float = 1.0
-) -> HybridLMConfig:
+    model: ModelConfig, width: int, *, vocab_size: int | None = None, shortened: float = 1.0
+) -> ModelConfig:
     """The model at a smaller width: as many layers and, where they go, as many heads.
 
     Args:
@@ -136,14 +136,12 @@ def narrowed(
     if width >= model.dim:
         width = model.dim
     small = _with_blocks(model, narrow)
-    return HybridLMConfig.model_validate(
+    return ModelConfig.model_validate(
         {**small.model_dump(), "dim": width, "vocab_size": vocab_size or model.vocab_size}
     )
 
 
-def _with_blocks(
-    model: HybridLMConfig, change: Callable[[BlockConfig], BlockConfig]
-) -> HybridLMConfig:
+def _with_blocks(model: ModelConfig, change: Callable[[BlockConfig], BlockConfig]) -> ModelConfig:
     blocks = {name: change(block) for name, block in model.core.blocks.items()}
     core = model.core.model_copy(update={"blocks": blocks})
     return model.model_copy(update={"core": core})

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from valkyrie_core.allocate.layout import ATTENTION, RECURRENT, Layout, brief
 from valkyrie_core.allocate.match import Match, Matched, matched
 from valkyrie_core.nn.attention import AttentionConfig
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import BlockConfig, StackConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
-from valkyrie_core.nn.model import HybridLMConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
 
 HEAD_DIM = 64
@@ -25,7 +25,7 @@ NAMES = {RECURRENT: "rwkv", ATTENTION: "attn"}
 class Design(NamedTuple):
     """A model with its layers rearranged."""
 
-    model: HybridLMConfig
+    model: ModelConfig
     layout: Layout
     notes: tuple[str, ...]
     """What was decided, derived and resized, a sentence each."""
@@ -44,7 +44,7 @@ def kind_of(block: BlockConfig) -> str:
 
 
 def rearranged(
-    model: HybridLMConfig, layout: Layout, *, match: Match | None = None, context_len: int = 512
+    model: ModelConfig, layout: Layout, *, match: Match | None = None, context_len: int = 512
 ) -> Design:
     """The model with its blocks in the order of a layout.
 
@@ -86,7 +86,7 @@ def _stack(blocks: dict[str, BlockConfig], layers: tuple[str, ...]) -> StackConf
 
 
 def _block_of_kind(
-    model: HybridLMConfig, letter: str, blocks: dict[str, BlockConfig]
+    model: ModelConfig, letter: str, blocks: dict[str, BlockConfig]
 ) -> tuple[str, str | None]:
     """The name of the block that a letter means, put into `blocks` if it is new; and a note."""
     counts = Counter(model.core.layers)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from valkyrie_core.errors import UsageError
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import Block, BlockConfig
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.models import Model
 from valkyrie_core.plan.flops import training_flops
 from valkyrie_core.plan.parameters import weightless
 
@@ -50,12 +51,12 @@ class Matched(NamedTuple):
         ]
 
 
-def layers_of(model: HybridLM) -> list[Block]:
+def layers_of(model: Model) -> list[Block]:
     """The blocks of a model, first layer first."""
     return [layer for layer in model.core.layers if isinstance(layer, Block)]
 
 
-def size_of(model: HybridLM, match: Match, context_len: int) -> int:
+def size_of(model: Model, match: Match, context_len: int) -> int:
     """Parameters, or training FLOPs per token."""
     if match == "params":
         return model.num_parameters()
@@ -63,14 +64,14 @@ def size_of(model: HybridLM, match: Match, context_len: int) -> int:
 
 
 def matched(
-    model: HybridLMConfig, *, like: HybridLMConfig, match: Match, context_len: int
-) -> tuple[HybridLMConfig, Matched]:
+    model: ModelConfig, *, like: ModelConfig, match: Match, context_len: int
+) -> tuple[ModelConfig, Matched]:
     """The model with its ffns resized to the size of another one.
 
     Raises UsageError where the mixers alone are larger than that.
     """
 
-    def size(config: HybridLMConfig) -> int:
+    def size(config: ModelConfig) -> int:
         return size_of(weightless(config), match, context_len)
 
     wanted, before = size(like), size(model)
@@ -78,7 +79,7 @@ def matched(
     # the size of all ffns together: what one that is twice as wide adds
     ffns = size(_with_widths(model, {name: 2 * width for name, width in widths.items()})) - before
     factor = 1 + (wanted - before) / ffns
-    best: tuple[HybridLMConfig, Matched] | None = None
+    best: tuple[ModelConfig, Matched] | None = None
     for multiple in MULTIPLES:
         new = {name: round(width * factor / multiple) * multiple for name, width in widths.items()}
         if min(new.values()) < multiple:
@@ -99,14 +100,14 @@ def matched(
     return best
 
 
-def _widths(config: HybridLMConfig) -> dict[str, int]:
+def _widths(config: ModelConfig) -> dict[str, int]:
     """The hidden width of every block's ffn, those that the recipe leaves out as well."""
     # the last layer of a block: experts may have dense layers before them
     layers = dict(zip(config.core.layers, layers_of(weightless(config)), strict=True))
     return {name: int(layers[name].ffn.hidden_dim) for name in config.core.blocks}
 
 
-def _with_widths(config: HybridLMConfig, widths: dict[str, int]) -> HybridLMConfig:
+def _with_widths(config: ModelConfig, widths: dict[str, int]) -> ModelConfig:
     def resized(name: str, block: BlockConfig) -> BlockConfig:
         return block.model_copy(update={"ffn": block.ffn.resized(widths[name])})
 

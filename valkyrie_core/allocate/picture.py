@@ -8,8 +8,9 @@ from torch import nn
 
 from valkyrie_core.allocate.match import layers_of
 from valkyrie_core.nn.attention import Attention
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import Block
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.plan.flops import HEAD, state_bytes, training_flops, weights_read
 from valkyrie_core.plan.parameters import weightless
@@ -39,7 +40,7 @@ class LayerRow(NamedTuple):
     """What one sequence's keys, values and states take after the context, in bf16 and fp32."""
 
 
-def picture(model: HybridLMConfig, context_len: int) -> list[LayerRow]:
+def picture(model: ModelConfig, context_len: int) -> list[LayerRow]:
     """The rows of a model: embedding, layers, head. Their parameters add up to the model's.
 
     A layer that is looped costs what all its passes cost.
@@ -58,7 +59,7 @@ def picture(model: HybridLMConfig, context_len: int) -> list[LayerRow]:
     return [*rows, _outer(built, "head", *head)._replace(flops=flops)]
 
 
-def decode_bytes(model: HybridLM, context_len: int) -> int:
+def decode_bytes(model: Model, context_len: int) -> int:
     """Bytes that are read for one token after a context, in bf16: weights once, states whole.
 
     Of the embedding one row is read; a tied one is read whole, as the head.
@@ -67,7 +68,7 @@ def decode_bytes(model: HybridLM, context_len: int) -> int:
     return weights + sum(state_bytes(model, context_len, VALUE_BYTES))
 
 
-def _row(layer: int, name: str, model: HybridLMConfig, block: Block, context_len: int) -> LayerRow:
+def _row(layer: int, name: str, model: ModelConfig, block: Block, context_len: int) -> LayerRow:
     config = model.core.blocks[name]
     attention = block.mixer if isinstance(block.mixer, Attention) else None
     costs = block.costs(context_len, VALUE_BYTES)
@@ -84,7 +85,7 @@ def _row(layer: int, name: str, model: HybridLMConfig, block: Block, context_len
     )
 
 
-def _outer(model: HybridLM, name: str, *modules: nn.Module) -> LayerRow:
+def _outer(model: Model, name: str, *modules: nn.Module) -> LayerRow:
     return LayerRow(None, name, "", "", "", None, sum(map(_count, modules)), 0, 0)
 
 

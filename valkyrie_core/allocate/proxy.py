@@ -24,7 +24,8 @@ from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.data.tasks.mqar import TEST_FROM, MQARConfig, problems
 from valkyrie_core.errors import DivergedError
 from valkyrie_core.evaluate.bits import bits_per_byte
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.optim import AdamWConfig, MuonConfig, Optimizer, build_optimizers
@@ -111,7 +112,7 @@ class Score(Config):
         return self
 
 
-def proxy_model(recipe: Recipe, job: Job, config: ProxyConfig) -> HybridLMConfig:
+def proxy_model(recipe: Recipe, job: Job, config: ProxyConfig) -> ModelConfig:
     """The small model of a job; all candidates of a task have equal parameters."""
     language, mqar = job.task == "language", config.recall.mqar
     length = language_context(recipe, config) if language else mqar.length

@@ -7,7 +7,7 @@ from typing import Any
 
 from valkyrie_core.config import Config
 from valkyrie_core.errors import UsageError
-from valkyrie_core.nn.model import HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.recipe import Recipe, Resolved, resolve_bytes
 from valkyrie_core.recipe_view import to_flow
 
@@ -29,7 +29,7 @@ def check_free(path: Path) -> None:
 
 
 def recipe_text(
-    resolved: Resolved, model: HybridLMConfig, *, suffix: str, reasons: list[str]
+    resolved: Resolved, model: ModelConfig, *, suffix: str, reasons: list[str]
 ) -> tuple[str, Recipe]:
     """The text of a new recipe and what it loads as: the old values, `model.core` replaced.
 

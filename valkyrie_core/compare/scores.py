@@ -26,7 +26,7 @@ from valkyrie_core.errors import CheckpointError, ResourceError
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import ItemScore, item_scores
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import Model
 from valkyrie_core.train.checkpoint import step_directory
 from valkyrie_core.train.load import load_run
 from valkyrie_core.train.manifest import MANIFEST
@@ -142,7 +142,7 @@ def scores_of(
 
 
 def _items(
-    model: HybridLM,
+    model: Model,
     split: PackedSplit,
     tokens: int,
     context_len: int,

@@ -8,11 +8,16 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.data.batch import Batch
+from valkyrie_core.data.questions import Question
+from valkyrie_core.errors import DivergedError
+from valkyrie_core.nn.models import build_model
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.after_backward import StepAfterBackward
-from valkyrie_core.train.device import STORED, autocast, resolve_device, resolve_precision
+from valkyrie_core.train.device import STORED, resolve_device, resolve_precision
 from valkyrie_core.train.in_backward import StepInBackward
+from valkyrie_core.train.objective import Running
+from valkyrie_core.train.objectives import build_objective
 from valkyrie_core.train.optim import build_optimizers
 from valkyrie_core.train.routing import Routing
 
@@ -48,7 +53,7 @@ def training_step(recipe: Recipe) -> Callable[[], None]:
     """One optimizer step of a new model, as the trainer makes it, without data and bookkeeping."""
     torch.manual_seed(0)
     train, device = recipe.train, resolve_device(recipe.device)
-    model = HybridLM(recipe.model, STORED[train.weights]).to(device)
+    model = build_model(recipe.model, STORED[train.weights]).to(device)
     model.core.recomputes = train.activation_checkpointing
     optimizers = build_optimizers(train.optimizer, model)
     # as much work, and no weight moves: a design that diverges has a speed, too
@@ -56,27 +61,24 @@ def training_step(recipe: Recipe) -> Callable[[], None]:
     routing = Routing(model, optimizers)
     update: StepAfterBackward | StepInBackward
     if train.update == "in_backward":
-        update = StepInBackward(model, optimizers, train.clip_grad_norm, RuntimeError)
+        update = StepInBackward(model, optimizers, train.clip_grad_norm, DivergedError)
     else:
-        update = StepAfterBackward(model, optimizers, train.clip_grad_norm, RuntimeError)
+        update = StepAfterBackward(model, optimizers, train.clip_grad_norm, DivergedError)
     precision = resolve_precision(train.precision, device)
-    loss_of = model.loss if train.compile is None else model.compiled_loss(train.compile.mode)
-    rows = train.batch_size // train.grad_accum_steps
-    shape = (rows, train.context_len + 1)
-    windows_BT = torch.randint(recipe.data.tokenizer.vocab_size, shape).to(device)
+    running = Running(precision, device, lambda: None, DivergedError)
+    # no state is carried: all steps are alike
+    alone = train.model_copy(update={"state_passing": None, "context_schedule": ()})
+    shape = (train.batch_size, train.context_len + 1)
+    windows_BT = torch.randint(recipe.data.tokenizer.vocab_size, shape)
+    batch = Batch(windows_BT[:, :-1], windows_BT[:, 1:], torch.zeros_like(windows_BT[:, 1:]))
+    question = Question(windows_BT[0, :-1], windows_BT[0, 1:])
+    objective = build_objective(alone, model, lambda _: batch, lambda _: question, routing, running)
 
     def step() -> None:
         routing.restart()
-        total = 0.0
-        for _ in range(train.grad_accum_steps):
-            with autocast(precision, device):
-                state = model.init_state(rows)
-                loss, _, told = loss_of(windows_BT[:, :-1], windows_BT[:, 1:], state)
-            torch.autograd.backward(loss / train.grad_accum_steps)
-            routing.add(told, 1 / train.grad_accum_steps)
-            total += float(loss.detach()) / train.grad_accum_steps
-        update.finish(total)
+        update.finish(objective.gradients(0).loss)
         routing.finish(1.0)
+        objective.settle(0)
 
     return step
 

@@ -40,7 +40,8 @@ class Batch(NamedTuple):
     doc_BT: Tensor
 
 
-def _bits(count: int, *key: object) -> npt.NDArray[np.uint64]:
+def random_bits(count: int, *key: object) -> npt.NDArray[np.uint64]:
+    """So many random numbers, a function of the key alone."""
     # raw Philox bits: numpy keeps these the same in every version, unlike shuffle()
     name = "|".join(map(str, key)).encode()
     generator = np.random.Philox(key=xxhash.xxh3_128_intdigest(name))
@@ -77,7 +78,7 @@ class _Windows:
     def _starts(self, epoch: int) -> Int64:
         """Where the windows of one epoch start, in the order in which they are drawn."""
         if epoch not in self._epochs:
-            bits = _bits(self._per_epoch + 1, *self._key, epoch)
+            bits = random_bits(self._per_epoch + 1, *self._key, epoch)
             phase = int(bits[0] % np.uint64(self._length))
             starts = phase + np.arange(self._per_epoch, dtype=np.int64) * self._context_len
             starts = starts[np.argsort(bits[1:], kind="stable")]
@@ -106,12 +107,42 @@ class _Windows:
         return tokens[:-1], targets, documents[:-1]
 
 
-class BatchStream:
-    """The training batches of a mixture of corpora.
+class Mixture:
+    """Which corpus a sample is of.
 
     Every block of 840 samples holds each corpus's exact share (rounded to whole samples, at least
     one), in an order drawn from (seed, block). `weights` needs no normalisation.
     """
+
+    def __init__(self, weights: Mapping[str, float], *, seed: int, order: int = 0) -> None:
+        """`order` tells mixtures apart that draw from the same seed."""
+        self.names = sorted(weights)
+        self._key = (seed, "mixture", *((order,) if order else ()))
+        self._quotas = _quotas([weights[name] for name in self.names], _BLOCK)
+        self._blocks: dict[int, tuple[Int64, Int64]] = {}
+
+    def sample(self, number: int) -> tuple[int, int]:
+        """The corpus of a sample of the endless sequence, and how many of it came before."""
+        block, place = divmod(number, int(self._quotas.sum()))
+        corpora, ranks = self._block(block)
+        corpus = int(corpora[place])
+        return corpus, block * int(self._quotas[corpus]) + int(ranks[place])
+
+    def _block(self, block: int) -> tuple[Int64, Int64]:
+        """For each sample of a block: its corpus, and how many of that corpus came before it."""
+        if block not in self._blocks:
+            corpora = np.repeat(np.arange(len(self._quotas)), self._quotas)
+            bits = random_bits(len(corpora), *self._key, block)
+            corpora = corpora[np.argsort(bits, kind="stable")]
+            ranks = np.zeros_like(corpora)
+            for corpus, quota in enumerate(self._quotas):
+                ranks[corpora == corpus] = np.arange(quota)
+            self._blocks = {block: (corpora, ranks)}
+        return self._blocks[block]
+
+
+class BatchStream:
+    """The training batches of a mixture of corpora."""
 
     def __init__(
         self,
@@ -126,20 +157,17 @@ class BatchStream:
         """`order` tells streams apart that draw from the same seed."""
         if set(weights) != set(dataset.corpora):
             raise ValueError(f"weights {sorted(weights)} for corpora {sorted(dataset.corpora)}")
-        names = sorted(weights)
         salt = (order,) if order else ()
-        self._mixture = (seed, "mixture", *salt)
+        self._mixture = Mixture(weights, seed=seed, order=order)
         self.batch_size, self.context_len = batch_size, context_len
-        self._quotas = _quotas([weights[name] for name in names], _BLOCK)
         self._windows = [
             _Windows(
                 dataset.corpora[name].train,
                 key=(seed, name, "windows", *salt),
                 context_len=context_len,
             )
-            for name in names
+            for name in self._mixture.names
         ]
-        self._blocks: dict[int, tuple[Int64, Int64]] = {}
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, B x T; the same at every call."""
@@ -148,22 +176,8 @@ class BatchStream:
 
     def row(self, number: int) -> Row:
         """The tokens, targets and documents [T] of one sample of the endless sequence of them."""
-        block, place = divmod(number, int(self._quotas.sum()))
-        corpora, ranks = self._block(block)
-        corpus = int(corpora[place])
-        return self._windows[corpus].row(block * int(self._quotas[corpus]) + int(ranks[place]))
-
-    def _block(self, block: int) -> tuple[Int64, Int64]:
-        """For each sample of a block: its corpus, and how many of that corpus came before it."""
-        if block not in self._blocks:
-            corpora = np.repeat(np.arange(len(self._quotas)), self._quotas)
-            bits = _bits(len(corpora), *self._mixture, block)
-            corpora = corpora[np.argsort(bits, kind="stable")]
-            ranks = np.zeros_like(corpora)
-            for corpus, quota in enumerate(self._quotas):
-                ranks[corpora == corpus] = np.arange(quota)
-            self._blocks = {block: (corpora, ranks)}
-        return self._blocks[block]
+        corpus, index = self._mixture.sample(number)
+        return self._windows[corpus].row(index)
 
 
 class LaneStream:

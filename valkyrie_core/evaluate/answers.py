@@ -22,9 +22,9 @@ from valkyrie_core.evaluate.bits import (
     chunks,
     cut_documents,
     read_chunks,
+    reading_length,
 )
-from valkyrie_core.nn.model import IGNORED, HybridLM
-from valkyrie_core.nn.state import LMState
+from valkyrie_core.nn.models import Model
 
 
 class Answered(NamedTuple):
@@ -46,7 +46,7 @@ class Answered(NamedTuple):
 
 
 def answered(
-    model: HybridLM,
+    model: Model,
     corpus: QuestionsCorpus,
     split: PackedSplit,
     *,
@@ -61,7 +61,7 @@ def answered(
 
 
 def right_answers(
-    model: HybridLM,
+    model: Model,
     split: PackedSplit,
     *,
     context_len: int,
@@ -76,20 +76,13 @@ def right_answers(
         batch_size: documents side by side; changes speed alone.
         progress: called with the positions read and their total; what it raises ends the reading.
     """
+    context_len = reading_length(model, split, context_len)
     pieces = cut_documents(split, context_len, context="carried", max_tokens=None)
     total = sum(piece.end - piece.start - 1 for piece in pieces)
     right = [False] * (len(split.doc_starts) - 1)
     for piece in pieces:
         right[piece.document] = True
     read = 0
-
-    def wrong(
-        tokens_BT: Tensor, targets_BT: Tensor, state: LMState, doc_BT: Tensor
-    ) -> tuple[Tensor, LMState]:
-        logits_BTV, state, _ = model(tokens_BT, state, doc_BT)
-        # not finite is not right: of NaN the likeliest is the first one
-        right_BT = (logits_BTV.argmax(-1) == targets_BT) & logits_BTV.isfinite().all(-1)
-        return ~right_BT & (targets_BT != IGNORED), state
 
     def add(chunk: Chunk, wrong_BT: Tensor) -> None:
         nonlocal read
@@ -100,5 +93,5 @@ def right_answers(
             progress(read, total)
 
     layout = chunks(split, pieces, batch_size=batch_size, context_len=context_len)
-    read_chunks(model, layout, precision, wrong, add)
+    read_chunks(model, layout, precision, model.misses, add)
     return right

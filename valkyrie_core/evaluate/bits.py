@@ -19,7 +19,9 @@ from valkyrie_core.config import Config
 from valkyrie_core.data.packing import PackedSplit
 from valkyrie_core.data.tokenizer import NUM_RESERVED
 from valkyrie_core.errors import DivergedError, StoppedError
-from valkyrie_core.nn.model import IGNORED, HybridLM
+from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.model import IGNORED
+from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.state import LMState
 
 PADDING_DOCUMENT = -1
@@ -86,7 +88,7 @@ class Chunk(NamedTuple):
 
 
 def bits_per_byte(
-    model: HybridLM,
+    model: Model,
     split: PackedSplit,
     *,
     context_len: int,
@@ -112,7 +114,8 @@ def bits_per_byte(
         StoppedError: stopped before anything was scored.
     """
     began = time.perf_counter()
-    pieces = cut_documents(split, context_len, context=context, max_tokens=max_tokens)
+    length = reading_length(model, split, context_len)
+    pieces = cut_documents(split, length, context=context, max_tokens=max_tokens)
     total = sum(piece.end - piece.start - 1 for piece in pieces)
     tally = _Tally(split)
 
@@ -121,7 +124,7 @@ def bits_per_byte(
         if progress is not None:
             progress(tally.read, total)
 
-    layout = chunks(split, pieces, batch_size=batch_size, context_len=context_len)
+    layout = chunks(split, pieces, batch_size=batch_size, context_len=length)
     stopped = read_chunks(model, layout, precision, model.token_losses, add, stop)
     return tally.score(
         seconds=time.perf_counter() - began,
@@ -146,7 +149,7 @@ class ItemScore(NamedTuple):
 
 
 def item_scores(
-    model: HybridLM,
+    model: Model,
     split: PackedSplit,
     *,
     context_len: int,
@@ -167,6 +170,7 @@ def item_scores(
 
     Raises DivergedError where a loss is not finite.
     """
+    context_len = reading_length(model, split, context_len)
     pieces = cut_documents(
         split, context_len, context=context, max_tokens=max_tokens, of_document=of_document
     )
@@ -204,7 +208,7 @@ def item_scores(
 
 
 def read_chunks(
-    model: HybridLM,
+    model: Model,
     layout: Iterator[Chunk],
     precision: Literal["fp32", "bf16"],
     compute: Compute,
@@ -286,6 +290,13 @@ class _Tally:
             precision=precision,
             complete=complete,
         )
+
+
+def reading_length(model: Model, split: PackedSplit, context_len: int) -> int:
+    """Tokens of a chunk or window: a canvas reads a document as a whole."""
+    if isinstance(model, Canvas):
+        return int(np.diff(split.doc_starts).max())
+    return context_len
 
 
 def cut_documents(

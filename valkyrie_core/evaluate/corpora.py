@@ -14,7 +14,7 @@ from valkyrie_core.data.cache import write_synced
 from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.evaluate.baselines import Baselines, measure_baselines
 from valkyrie_core.evaluate.bits import BitsPerByte, Context, bits_per_byte
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import Model
 
 log = logging.getLogger("valkyrie")
 
@@ -27,7 +27,7 @@ class CorpusScore(BitsPerByte):
 
 
 def score_corpora(
-    model: HybridLM,
+    model: Model,
     dataset: Dataset,
     *,
     context_len: int,

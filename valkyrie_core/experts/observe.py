@@ -15,7 +15,8 @@ from torch import Tensor
 
 from valkyrie_core.experts.measures import Choices, Ints
 from valkyrie_core.experts.text import PADDING, Text
-from valkyrie_core.nn.model import HybridLM, Told
+from valkyrie_core.nn.backbone import Told
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.moe.gates import SigmoidTopKConfig
 from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.state import Routed

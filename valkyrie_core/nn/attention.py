@@ -20,7 +20,7 @@ from valkyrie_core.kernels.attention import blocked_attention, blocked_serves
 from valkyrie_core.kernels.norm_rope import norm_rope, norm_rope_serves
 from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.kv_cache import PADDING, KVState
-from valkyrie_core.nn.masked_attention import Sight, attend, sdpa, seen
+from valkyrie_core.nn.masked_attention import Sight, attend, bidirectional, sdpa, seen
 from valkyrie_core.nn.position import (
     Angles,
     PositionConfig,
@@ -88,6 +88,9 @@ class Attention(nn.Module):
         q_BNTH = self._placed(query_BTD, self.query_norm, angles, x_BTD.dtype)
         k_BKTH = self._placed(self.key(x_BTD), self.key_norm, angles, x_BTD.dtype)
         v_BKTH = self._heads(self.value(x_BTD))
+        if not ctx.causal:
+            y_BTNH = bidirectional(q_BNTH, k_BKTH, v_BKTH).transpose(1, 2)
+            return self.output(y_BTNH.reshape(B, T, D)), state, ctx
         segment_BT = ctx.segment_BT
         if ctx.valid_BT is not None:
             segment_BT = torch.where(ctx.valid_BT, segment_BT, PADDING)

@@ -11,7 +11,8 @@ from typing import Annotated
 from pydantic import Discriminator
 
 from valkyrie_core.nn.block import Stack, StackConfig
+from valkyrie_core.nn.canvas_core import CanvasConfig, CanvasCore
 from valkyrie_core.nn.recursive import Recursive, RecursiveConfig
 
-Core = Stack | Recursive
-CoreConfig = Annotated[StackConfig | RecursiveConfig, Discriminator("type")]
+Core = Stack | Recursive | CanvasCore
+CoreConfig = Annotated[StackConfig | RecursiveConfig | CanvasConfig, Discriminator("type")]

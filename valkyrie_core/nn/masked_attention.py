@@ -55,18 +55,30 @@ class Sight(NamedTuple):
 
 def sdpa(q_BNTH: Tensor, cache: KVState, stop: int, mask: Tensor | None) -> Tensor:
     """[B, N, T, H] by torch's own attention over the first `stop` keys of the cache."""
-    k_BKSH, v_BKSH = cache.k_BKSH[:, :, :stop], cache.v_BKSH[:, :, :stop]
-    if k_BKSH.shape[1] != q_BNTH.shape[1]:
-        groups = q_BNTH.shape[1] // k_BKSH.shape[1]
-        k_BKSH = k_BKSH.repeat_interleave(groups, dim=1)
-        v_BKSH = v_BKSH.repeat_interleave(groups, dim=1)
+    k_BNSH, v_BNSH = (
+        _for_heads(x_BKSH[:, :, :stop], q_BNTH) for x_BKSH in (cache.k_BKSH, cache.v_BKSH)
+    )
     return F.scaled_dot_product_attention(
         q_BNTH,
-        k_BKSH.to(q_BNTH.dtype),
-        v_BKSH.to(q_BNTH.dtype),
+        k_BNSH,
+        v_BNSH,
         attn_mask=mask,
         is_causal=mask is None and q_BNTH.shape[2] > 1,
     )
+
+
+def bidirectional(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor) -> Tensor:
+    """[B, N, T, H]: every position sees all others, later ones too."""
+    return F.scaled_dot_product_attention(
+        q_BNTH, _for_heads(k_BKTH, q_BNTH), _for_heads(v_BKTH, q_BNTH)
+    )
+
+
+def _for_heads(x_BKSH: Tensor, q_BNTH: Tensor) -> Tensor:
+    """Keys or values for every query head, in the queries' type."""
+    if x_BKSH.shape[1] != q_BNTH.shape[1]:
+        x_BKSH = x_BKSH.repeat_interleave(q_BNTH.shape[1] // x_BKSH.shape[1], dim=1)
+    return x_BKSH.to(q_BNTH.dtype)
 
 
 def attend(

@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from valkyrie_core.errors import CheckpointError, MissingError
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 
 _UNUSED = re.compile(r"blocks\.0\.att\.v[012]")
 _RULES = (
@@ -48,7 +49,7 @@ def our_name(name: str) -> str | None:
     return None
 
 
-def config_of(tensors: dict[str, Tensor]) -> HybridLMConfig:
+def config_of(tensors: dict[str, Tensor]) -> ModelConfig:
     """The configuration that an author's checkpoint was made with, read off its shapes."""
     try:
         vocab_size, dim = tensors["emb.weight"].shape
@@ -73,7 +74,7 @@ def config_of(tensors: dict[str, Tensor]) -> HybridLMConfig:
     }
     blocks = {"rwkv": block}
     core = {"type": "stack", "blocks": blocks, "pattern": ["rwkv"], "repeat": layers}
-    return HybridLMConfig.model_validate({"vocab_size": vocab_size, "dim": dim, "core": core})
+    return ModelConfig.model_validate({"vocab_size": vocab_size, "dim": dim, "core": core})
 
 
 def load_rwkv7(path: Path) -> HybridLM:

@@ -12,14 +12,14 @@ The embedding is looked up, not multiplied: it stays as trained, also where the 
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 from valkyrie_core.kernels import decode as kernel
+from valkyrie_core.nn.backbone import Backbone
 from valkyrie_core.nn.layers import Role, parameter_roles
-from valkyrie_core.nn.model import HybridLM
 
 Weights = Literal["fp32", "bf16", "int8"]
 Precision = Literal["fp32", "bf16"]
@@ -29,7 +29,10 @@ ROUNDED: frozenset[Role] = frozenset({"matrix", "low_rank", "head"})
 """What is multiplied by."""
 
 
-def rounded(model: HybridLM, weights: Weights, precision: Precision = "fp32") -> HybridLM:
+AnyModel = TypeVar("AnyModel", bound=Backbone)
+
+
+def rounded(model: AnyModel, weights: Weights, precision: Precision = "fp32") -> AnyModel:
     """A model with rounded matrices; it shares every other parameter with the one given, and is
     that one itself for fp32.
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.kv_cache import KVState
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.plan.parameters import count_parameters
 
 HEAD = "head"
 
 
-def training_flops(model: HybridLM, context_len: int) -> dict[str, int]:
+def training_flops(model: Model, context_len: int) -> dict[str, int]:
     """Forward and backward per token, as computed, by type of mixer; the head comes last.
 
     What activation checkpointing computes again is not in it.
@@ -32,7 +33,7 @@ def training_flops(model: HybridLM, context_len: int) -> dict[str, int]:
     return found
 
 
-def decoding_flops(model: HybridLM, context_len: int) -> dict[str, int]:
+def decoding_flops(model: Model, context_len: int) -> dict[str, int]:
     """The last token of a context, all others read before, by type of mixer; the head last."""
     found: dict[str, int] = {}
     for kind, cost in model.costs(context_len):
@@ -41,13 +42,16 @@ def decoding_flops(model: HybridLM, context_len: int) -> dict[str, int]:
     return found
 
 
-def state_bytes(model: HybridLM, context_len: int, value_bytes: int = 4) -> tuple[int, int]:
+def state_bytes(model: Model, context_len: int, value_bytes: int = 4) -> tuple[int, int]:
     """What is remembered of one sequence after a context: (KV caches, recurrent states).
 
     Args:
         value_bytes: of one number; a wkv matrix stays in fp32.
     """
     caches, recurrent = 0, 0
+    if isinstance(model, Canvas):
+        # it remembers nothing from one question to the next
+        return caches, recurrent
     # a mixer's state tells what it is, so that no list of types has to be kept here
     states = model.init_state(1).layers
     for block, pass_states in zip(model.blocks(), states, strict=True):
@@ -68,7 +72,7 @@ def _grows(state: Any) -> bool:
     return several and any(map(_grows, state))
 
 
-def weights_read(model: HybridLM, value_bytes: int = 4) -> int:
+def weights_read(model: Model, value_bytes: int = 4) -> int:
     """Bytes of weights that one decoded token reads: all but the embedding's other rows, and the
     experts that it does not meet."""
     count = count_parameters(model).active

@@ -7,8 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import Block
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.canvas_core import CanvasCore
+from valkyrie_core.nn.models import Model, build_model
 from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.recursive import Recursive
 
@@ -24,13 +27,13 @@ class Parameters(NamedTuple):
     belongs to loops."""
 
 
-def weightless(config: HybridLMConfig) -> HybridLM:
+def weightless(config: ModelConfig) -> Model:
     """The model with shapes and no numbers: instant, whatever its size."""
     with torch.device("meta"):
-        return HybridLM(config)
+        return build_model(config)
 
 
-def count_parameters(model: HybridLM) -> Parameters:
+def count_parameters(model: Model) -> Parameters:
     """The parameters of a model, weightless or not."""
     tied = model.head.weight is model.embedding.weight
     parts = {
@@ -43,14 +46,16 @@ def count_parameters(model: HybridLM) -> Parameters:
         parts["norms"] += _size(layer.mixer_norm) + _size(layer.ffn_norm)
         parts[mixer] = parts.get(mixer, 0) + _size(layer.mixer)
         parts[ffn] = parts.get(ffn, 0) + _size(layer.ffn)
-    if isinstance(model.core, Recursive):
+    if isinstance(model.core, Recursive | CanvasCore):
         parts["loops"] = model.core.own_parameters
+    if isinstance(model, Canvas):
+        parts["canvas"] = _size(model.place) + _size(model.q_head) + model.memory_MD.numel()
     total = model.num_parameters()
     passed_over = sum(moe.idle_parameters for moe in model.modules() if isinstance(moe, MoE))
     return Parameters(total=total, active=total - passed_over, by_part=parts)
 
 
-def unrolled_parameters(model: HybridLM) -> int:
+def unrolled_parameters(model: Model) -> int:
     """Parameters if every pass of a looped layer were a layer with weights of its own."""
     passes = list(model.core.passes)
     again = sum(

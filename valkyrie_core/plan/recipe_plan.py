@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import Model
 from valkyrie_core.plan import disk, fit, flops
 from valkyrie_core.plan.depth import Depths, StepEstimator
 from valkyrie_core.plan.devices import ASSUMED_MFU, ASSUMED_START, PUBLISHED, Device
@@ -107,7 +107,7 @@ def _repeated(recipe: Recipe, steps: tuple[StepMemory, StepMemory]) -> int:
     return (mine - other) // _tokens_per_step(recipe)
 
 
-def _flops(recipe: Recipe, model: HybridLM, repeated: int) -> FlopsPerToken:
+def _flops(recipe: Recipe, model: Model, repeated: int) -> FlopsPerToken:
     length = recipe.train.context_len
     train, decode = flops.training_flops(model, length), flops.decoding_flops(model, length)
     twin = weightless(attention_twin(recipe.model).config)
@@ -130,7 +130,7 @@ def _flops(recipe: Recipe, model: HybridLM, repeated: int) -> FlopsPerToken:
 
 def _bytes(
     recipe: Recipe,
-    model: HybridLM,
+    model: Model,
     training: Depths,
     steps: tuple[StepMemory, StepMemory],
     here: Here,
@@ -163,16 +163,16 @@ def _bytes(
     )
 
 
-def _crossover(recipe: Recipe, model: HybridLM) -> Crossover:
+def _crossover(recipe: Recipe, model: Model) -> Crossover:
     twin = attention_twin(recipe.model)
     if not twin.replaced:
         return Crossover(twin="itself: every layer is full attention", flops=None, bytes=None)
     other = weightless(twin.config)
 
-    def operations(one: HybridLM, tokens: int) -> int:
+    def operations(one: Model, tokens: int) -> int:
         return sum(flops.decoding_flops(one, tokens).values())
 
-    def moved(one: HybridLM, tokens: int) -> int:
+    def moved(one: Model, tokens: int) -> int:
         return flops.weights_read(one) + sum(flops.state_bytes(one, tokens))
 
     return Crossover(
@@ -184,7 +184,7 @@ def _crossover(recipe: Recipe, model: HybridLM) -> Crossover:
 
 def _seconds(
     recipe: Recipe,
-    model: HybridLM,
+    model: Model,
     training: Depths,
     steps: list[StepMemory],
     largest: tuple[StepMemory, StepMemory],

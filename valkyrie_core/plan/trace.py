@@ -25,15 +25,19 @@ from torch.utils._pytree import tree_leaves
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.attention import Attention, AttentionConfig
+from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.canvas_core import Carry
 from valkyrie_core.nn.kv_cache import TRIMMED_AT_ONCE
 from valkyrie_core.nn.layers import parameter_roles
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import build_model
 from valkyrie_core.nn.state import LMState, num_bytes
 from valkyrie_core.nn.weights import ROUNDED
 from valkyrie_core.plan.counter import operation_flops
 from valkyrie_core.plan.workspace import workspace
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train import carry
+from valkyrie_core.train.average import Average
 from valkyrie_core.train.device import STORED, autocast
 from valkyrie_core.train.in_backward import StepInBackward
 from valkyrie_core.train.optim import build_optimizers
@@ -136,6 +140,10 @@ class StepMemory(NamedTuple):
     """Of every operation of the step, in order."""
 
 
+_Passed = LMState | Carry
+"""What goes on from step to step."""
+
+
 class Training:
     """A training whose tensors have no data; steps of any shape can be asked for."""
 
@@ -155,9 +163,12 @@ class Training:
         self._ledger = Ledger(max(sinks, default=0))
         self._fake = FakeTensorMode()
         with self._inside():
-            self.model = HybridLM(recipe.model, STORED[recipe.train.weights])
+            self.model = build_model(recipe.model, STORED[recipe.train.weights])
             weights = self._ledger.now
             self._optimizers = build_optimizers(recipe.train.optimizer, self.model)
+            self._average = None
+            if recipe.train.ema is not None:
+                self._average = Average(self.model, recipe.train.ema.decay)
             gradients = self._first_update()
             self._in_backward = recipe.train.update == "in_backward"
             if self._in_backward:
@@ -196,8 +207,11 @@ class Training:
         return gradients
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weights, and the optimizer's state, as a checkpoint names them."""
-        return model_tensors(self.model), self._optimizers.state_tensors()
+        """The weights, and what training keeps of them, as a checkpoint names them."""
+        kept = self._optimizers.state_tensors()
+        if self._average is not None:
+            kept = {**kept, **self._average.tensors}
+        return model_tensors(self.model), kept
 
     def carried_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the states that go on to the next step, at most."""
@@ -206,7 +220,9 @@ class Training:
         stage = stages(self.recipe.train)[-1]
         with self._inside():
             count = stage.batch_size // stage.micro_size
-            state = self._read(self._carried(stage), stage.context_len)
+            whole = self._carried(stage)
+            assert isinstance(whole, LMState)
+            state = self._read(whole, stage.context_len)
             return carry.to_tensors([state] * count)
 
     def sampling_peak(self) -> int:
@@ -265,18 +281,25 @@ class Training:
                 work=tuple(self._ledger.work),
             )
 
-    def _backward(self, micro: Tensor, state: LMState) -> tuple[int, LMState]:
+    def _backward(self, micro: Tensor, state: _Passed) -> tuple[int, _Passed]:
         tokens_BT, targets_BT, doc_BT = micro
         held = self._ledger.now
         with autocast(self.precision, CPU):
-            loss, state, _ = self.model.loss(tokens_BT, targets_BT, state, doc_BT)
+            if isinstance(state, Carry):
+                assert isinstance(self.model, Canvas)
+                loss, *_, state, _ = self.model.loss(tokens_BT, targets_BT, state, doc_BT[:, 0] > 0)
+            else:
+                assert isinstance(self.model, HybridLM)
+                loss, state, _ = self.model.loss(tokens_BT, targets_BT, state, doc_BT)
         kept = self._ledger.now - held
         torch.autograd.backward(loss * 1.0)
-        return kept, carry.carried(state)
+        return kept, state if isinstance(state, Carry) else carry.carried(state)
 
-    def _carried(self, stage: Stage) -> LMState:
+    def _carried(self, stage: Stage) -> _Passed:
         """What a micro-batch begins with: with state passing, all that a stretch has read before
         its last chunk, as if no document ended in it."""
+        if isinstance(self.model, Canvas):
+            return self.model.begin(stage.micro_size)
         state = self.model.init_state(stage.micro_size)
         passing = self.recipe.train.state_passing
         if passing is None or passing.span == stage.context_len:
@@ -317,4 +340,5 @@ class Training:
 def _built(recipe: Recipe) -> tuple[object, ...]:
     """What a training's model and optimizer are made from."""
     train = recipe.train
-    return recipe.model, train.optimizer, train.weights, train.update, train.clip_grad_norm
+    made = (train.optimizer, train.weights, train.update, train.clip_grad_norm, train.ema)
+    return recipe.model, *made

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from valkyrie_core.nn.attention import AttentionConfig
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import BlockConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
-from valkyrie_core.nn.model import HybridLMConfig
 
 LONGEST = 1 << 30
 """Contexts beyond it are not looked at."""
@@ -20,13 +20,13 @@ HEAD_DIM = 64
 class Twin(NamedTuple):
     """A model of full attention, and what it is made of."""
 
-    config: HybridLMConfig
+    config: ModelConfig
     replaced: int
     """Layers that are other ones than the recipe's."""
     description: str
 
 
-def attention_twin(config: HybridLMConfig) -> Twin:
+def attention_twin(config: ModelConfig) -> Twin:
     """The model with full attention in every layer.
 
     Recurrent blocks become the recipe's first attention block; where it has none, attention with

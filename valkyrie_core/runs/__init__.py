@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from valkyrie_core.recipe import Recipe, Resolved
     from valkyrie_core.runs.comparison_trials import Begin, Reading
     from valkyrie_core.runs.search import Told
-    from valkyrie_core.train.load import LoadedRun
+    from valkyrie_core.train.load import LoadedLM
     from valkyrie_core.train.progress import StepEvent as StepEvent
 
 __all__ = [
@@ -102,10 +102,10 @@ def load(run: str | Path | None = None, *, runs_dir: str | Path = "runs") -> Loa
     return Loaded(loaded.model, loaded.tokenizer, loaded.recipe)
 
 
-def _load(place: RunPlace) -> LoadedRun:
-    from valkyrie_core.train.load import load_run
+def _load(place: RunPlace) -> LoadedLM:
+    from valkyrie_core.train.load import load_language_model
 
-    return load_run(place.path)
+    return load_language_model(place.path)
 
 
 def train(

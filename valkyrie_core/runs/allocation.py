@@ -16,8 +16,8 @@ from valkyrie_core.allocate.write import check_free, recipe_text, write_new
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import UsageError
 from valkyrie_core.inventory import RunPlace
+from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import StackConfig
-from valkyrie_core.nn.model import HybridLMConfig
 from valkyrie_core.recipe import Recipe, Resolved
 from valkyrie_core.report import (
     AllocateReport,
@@ -28,7 +28,7 @@ from valkyrie_core.report import (
     StackPicture,
 )
 from valkyrie_core.runs.training import tell_now_and_then
-from valkyrie_core.train.load import load_run
+from valkyrie_core.train.load import load_language_model
 
 
 def show_or_design(
@@ -82,7 +82,7 @@ def require_stack(recipe: Recipe) -> None:
 
 
 def _layout(
-    model: HybridLMConfig, ratio: str | None, pattern: str | None, preset: str | None
+    model: ModelConfig, ratio: str | None, pattern: str | None, preset: str | None
 ) -> Layout | None:
     asked = [value for value in (ratio, pattern, preset) if value is not None]
     if len(asked) > 1:
@@ -109,7 +109,7 @@ def _design_reasons(recipe: Recipe, design: Design) -> list[str]:
     ]
 
 
-def _picture(model: HybridLMConfig, context_len: int) -> StackPicture:
+def _picture(model: ModelConfig, context_len: int) -> StackPicture:
     rows = picture(model, context_len)
     flops = sum(row.flops for row in rows)
     return StackPicture(
@@ -139,7 +139,7 @@ def layer_importance(
 ) -> ImportanceReport:
     """See `valkyrie_core.runs.allocate_importance`."""
     began = time.perf_counter()
-    model, tokenizer, recipe, checkpoint = load_run(place.path)
+    model, tokenizer, recipe, checkpoint = load_language_model(place.path)
     dataset = prepare(recipe.data, tokenizer=tokenizer, progress=tell_now_and_then())
     text = text_windows(dataset, recipe.train.longest_context)
     found = measure(model, text, window=window, told=told)

@@ -14,7 +14,7 @@ from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.weights import rounded
 from valkyrie_core.report import Accuracy, CorpusScore, EvalReport, Weights
 from valkyrie_core.runs.talk import precision_of
@@ -48,7 +48,7 @@ def evaluate_run(
         # as `generate` and `chat` compute
         precision = precision_of(weights, model)
 
-    def score(model: HybridLM, precision: Precision) -> dict[str, corpora.CorpusScore]:
+    def score(model: Model, precision: Precision) -> dict[str, corpora.CorpusScore]:
         return corpora.score_corpora(
             model,
             dataset,

@@ -44,7 +44,7 @@ from valkyrie_core.report import (
 from valkyrie_core.runs.talk import precision_of
 from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
-from valkyrie_core.train.load import load_run
+from valkyrie_core.train.load import load_language_model
 from valkyrie_core.train.stages import trained_context
 
 PICTURE, REPORT, PAGE = "long_context.png", "long_context.json", "long_context.md"
@@ -76,7 +76,7 @@ def read_long(
         raise UsageError(f"a chunk has at least 1 token, not {chunk}")
     chunk = min(chunk, context)
     began = time.perf_counter()
-    model, tokenizer, recipe, checkpoint = load_run(place.path)
+    model, tokenizer, recipe, checkpoint = load_language_model(place.path)
     trained = trained_context(recipe.train, checkpoint.step)
     # a first token that begins the text, the context, and what is predicted after it
     needed = context + reading.STRETCH + 1

@@ -11,7 +11,8 @@ from valkyrie_core import kernels
 from valkyrie_core.cache import cache_dir
 from valkyrie_core.machine.doctor import examine
 from valkyrie_core.machine.hardware import environment
-from valkyrie_core.nn.model import HybridLM, HybridLMConfig
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.report import Check, DoctorReport
 from valkyrie_core.train.device import resolve_device
 from valkyrie_core.train.optim import AdamWConfig, build_optimizers
@@ -61,7 +62,7 @@ def train_one_step() -> tuple[float, float]:
     device = resolve_device("auto")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = HybridLM(HybridLMConfig.model_validate(SELF_TEST_MODEL)).to(device)
+        model = HybridLM(ModelConfig.model_validate(SELF_TEST_MODEL)).to(device)
         tokens_BT = torch.randint(5, 64, (2, 33)).to(device)
     optimizers = build_optimizers(AdamWConfig(lr=1e-3), model)
     losses = []

@@ -17,7 +17,7 @@ from valkyrie_core.inventory import RunPlace
 from valkyrie_core.nn.state_format import kept_bytes, settle
 from valkyrie_core.report import ReadReport, Weights
 from valkyrie_core.runs.talk import precision_of
-from valkyrie_core.train.load import load_run
+from valkyrie_core.train.load import load_language_model
 
 
 def read_text(
@@ -39,7 +39,7 @@ def read_text(
         raise MissingError(f"there is no folder {save_state.parent}")
     if save_state.exists() and not is_state_file(save_state):
         raise UsageError(f"{save_state} exists and is no state", hint="choose another name")
-    model, tokenizer, _, checkpoint = load_run(place.path)
+    model, tokenizer, _, checkpoint = load_language_model(place.path)
     engine = Engine(model, weights=weights, precision=precision_of(weights, model), chunk_len=chunk)
     ids = tokenizer.encode(content)
     if not ids:

@@ -20,7 +20,7 @@ from valkyrie_core.report import ChatReport, ChatTurn, GenerateReport, Sampling,
 if TYPE_CHECKING:
     from valkyrie_core.infer.chat import ChatSession
     from valkyrie_core.infer.sampling import SamplingConfig
-    from valkyrie_core.nn.model import HybridLM
+    from valkyrie_core.nn.models import Model
 
 GENERATE_TOKENS = 200
 """The longest continuation, if nothing else is asked for."""
@@ -90,10 +90,10 @@ def generate(
     from valkyrie_core.infer.continuation import Continuation
     from valkyrie_core.infer.sampling import SamplingConfig
     from valkyrie_core.infer.state_file import read_state
-    from valkyrie_core.train.load import load_run
+    from valkyrie_core.train.load import load_language_model
 
     place = find_run(run, runs_dir)
-    loaded = load_run(place.path)
+    loaded = load_language_model(place.path)
     config = sampling or SamplingConfig()
     limit = max_tokens or GENERATE_TOKENS
     saved = None
@@ -133,7 +133,7 @@ def generate(
     )
 
 
-def precision_of(weights: Weights, model: HybridLM) -> Literal["fp32", "bf16"]:
+def precision_of(weights: Weights, model: Model) -> Literal["fp32", "bf16"]:
     """What matrix products over a prompt are computed in: fp32 weights in fp32, others in bf16
     where the device has it."""
     import torch
@@ -176,10 +176,10 @@ def open_chat(
     from valkyrie_core.data.formats import TextFormat
     from valkyrie_core.infer.chat import ChatSession
     from valkyrie_core.infer.sampling import SamplingConfig
-    from valkyrie_core.train.load import load_run
+    from valkyrie_core.train.load import load_language_model
 
     place = find_run(run, runs_dir)
-    loaded = load_run(place.path)
+    loaded = load_language_model(place.path)
     session = ChatSession(
         loaded.model,
         loaded.tokenizer,

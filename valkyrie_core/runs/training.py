@@ -15,10 +15,12 @@ from valkyrie_core.data.dataset import Dataset, prepare
 from valkyrie_core.data.packing import PackedSplit
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.evaluate.bits import bits_per_byte
+from valkyrie_core.infer.answer import answered_by
 from valkyrie_core.infer.continuation import Continuation
 from valkyrie_core.infer.sampling import SamplingConfig
 from valkyrie_core.machine.hardware import matmul_peak
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.models import Model, build_model
 from valkyrie_core.nn.position import AlibiConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.recipe import Recipe
@@ -100,7 +102,7 @@ def _peak_flops(recipe: Recipe) -> float:
 
 def _prepare(recipe: Recipe, tokenizer: Tokenizer | None) -> Dataset:
     with torch.device("meta"):
-        model = HybridLM(recipe.model)
+        model = build_model(recipe.model)
     forms = describe_kernels(recipe, resolve_device(recipe.device))
     log.info(
         "model: %d layers, %s parameters; %s",
@@ -137,7 +139,7 @@ def _asks(poll: Callable[[], None]) -> Callable[[], bool]:
 
 
 def _validate(
-    recipe: Recipe, model: HybridLM, dataset: Dataset, poll: Callable[[], None]
+    recipe: Recipe, model: Model, dataset: Dataset, poll: Callable[[], None]
 ) -> Validation:
     """The same score as `evaluate`, on the first train.eval_tokens of each corpus."""
     nats, num_bytes = 0.0, 0
@@ -165,8 +167,10 @@ def _windows_at_once(train: SupervisedConfig) -> int:
 
 
 def _sample(
-    recipe: Recipe, model: HybridLM, dataset: Dataset, prompt: str, poll: Callable[[], None]
+    recipe: Recipe, model: Model, dataset: Dataset, prompt: str, poll: Callable[[], None]
 ) -> str:
+    if isinstance(model, Canvas):
+        return answered_by(model, dataset.tokenizer, prompt)
     continuation = Continuation(
         model,
         dataset.tokenizer,

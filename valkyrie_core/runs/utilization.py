@@ -37,7 +37,7 @@ from valkyrie_core.report import (
 from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.checkpoint import list_checkpoints, verify
 from valkyrie_core.train.device import resolve_precision
-from valkyrie_core.train.load import LoadedRun, load_run
+from valkyrie_core.train.load import LoadedLM, load_language_model
 from valkyrie_core.train.metrics import read_metrics
 from valkyrie_core.train.run_dir import RunDir
 from valkyrie_core.train.weights import load_model_tensors
@@ -62,7 +62,7 @@ CAVEAT = (
 class Reading(NamedTuple):
     """What is read, and by what."""
 
-    run: LoadedRun
+    run: LoadedLM
     texts: list[Text]
     less: list[Text]
     """Some windows of each, for what takes many passes."""
@@ -85,7 +85,7 @@ def experts_of_run(
     began = time.perf_counter()
     if save:
         _check_writable(place.path)
-    run = load_run(place.path, step=step)
+    run = load_language_model(place.path, step=step)
     model, checkpoint = run.model, run.checkpoint
     layers = moe_layers(model)
     if not layers:
@@ -145,7 +145,7 @@ def experts_of_run(
     return report
 
 
-def _reading(run: LoadedRun, files: Sequence[Path], tokens: int, told: Progress | None) -> Reading:
+def _reading(run: LoadedLM, files: Sequence[Path], tokens: int, told: Progress | None) -> Reading:
     train = run.recipe.train
     length = length_of_windows(train.longest_context, tokens)
     sources = _files(files, run.tokenizer) if files else _validation(run)
@@ -155,7 +155,7 @@ def _reading(run: LoadedRun, files: Sequence[Path], tokens: int, told: Progress 
     return Reading(run, texts, [part(text, count) for text in texts], precision, told)
 
 
-def _validation(run: LoadedRun) -> list[Source]:
+def _validation(run: LoadedLM) -> list[Source]:
     dataset = prepare(run.recipe.data, tokenizer=run.tokenizer, progress=tell_now_and_then())
     if dataset.fingerprint != run.checkpoint.meta["data_fingerprint"]:
         raise CheckpointError(

@@ -96,6 +96,17 @@ class FitConfig(Config):
     """Keys of `train` that were changed when a run began; training writes them, leave them out."""
 
 
+class EMAConfig(Config):
+    """What is validated, saved and used is an exponential moving average of the weights.
+
+    Young averages forget faster, by (1 + n) / (10 + n) after n steps, so that what weights were
+    drawn as does not linger.
+    """
+
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    """The share of the average that stays at a step."""
+
+
 class SupervisedConfig(Config):
     """Next-token training on the packed corpora."""
 
@@ -129,6 +140,8 @@ class SupervisedConfig(Config):
     """auto: bf16 autocast where the processor computes in it, else fp32."""
     activation_checkpointing: bool = False
     """Keep only the layers' inputs and compute the rest again: less memory, slower, same bits."""
+    ema: EMAConfig | None = None
+    """Average the weights; left out, they are used as they are."""
     fit: FitConfig | None = None
     """Makes the training smaller where it does not fit; left out, it is as it is written."""
     compile: CompileConfig | None = None

@@ -44,6 +44,7 @@ class Journal:
         meter: Meter,
         learning_rates: Mapping[str, float],
         routing: Routing,
+        more: Row,
     ) -> None:
         """The row of a training step; the loss is the mean since the last such row."""
         experts: Row = {}
@@ -66,6 +67,7 @@ class Journal:
                 "tokens_per_second": meter.tokens_per_second,
                 "mfu": meter.mfu,
                 **experts,
+                **more,
             }
         )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from valkyrie_core.data.tokenizer import Tokenizer, load_tokenizer
-from valkyrie_core.errors import CheckpointError, MissingError, RecipeError
+from valkyrie_core.errors import CheckpointError, MissingError, RecipeError, UsageError
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import Model, model_class
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.checkpoint import (
     Checkpoint,
@@ -30,11 +31,20 @@ Which = Literal["best", "newest"]
 class LoadedRun(NamedTuple):
     """A trained model with all that is needed to use it."""
 
-    model: HybridLM
+    model: Model
     tokenizer: Tokenizer
     recipe: Recipe
     checkpoint: Checkpoint
     """Where the weights come from."""
+
+
+class LoadedLM(NamedTuple):
+    """A trained language model: see `LoadedRun`."""
+
+    model: HybridLM
+    tokenizer: Tokenizer
+    recipe: Recipe
+    checkpoint: Checkpoint
 
 
 def find_checkpoint(run: RunDir, which: Which = "best") -> Checkpoint:
@@ -96,10 +106,27 @@ def load_run(
     tokenizer = load_tokenizer(run.tokenizer_directory)
     check_tokenizer(checkpoint, tokenizer)
     where = resolve_device(device or recipe.device)
-    model = HybridLM.unfilled(recipe.model, where, STORED[recipe.train.weights])
+    model = model_class(recipe.model).unfilled(recipe.model, where, STORED[recipe.train.weights])
     load_model_tensors(model, checkpoint.model_tensors(), str(checkpoint.path))
     model.eval()
     return LoadedRun(model, tokenizer, recipe, checkpoint)
+
+
+def load_language_model(
+    path: Path,
+    *,
+    which: Which = "best",
+    step: int | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
+) -> LoadedLM:
+    """As `load_run`; UsageError where the run's model answers questions on a canvas."""
+    loaded = load_run(path, which=which, step=step, device=device)
+    if not isinstance(loaded.model, HybridLM):
+        raise UsageError(
+            f"the run {path} is an answer canvas: it continues no text",
+            hint=f"valkyrie eval {path} asks it questions",
+        )
+    return LoadedLM(loaded.model, *loaded[1:])
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -113,7 +140,7 @@ def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
         )
 
 
-def load_initial_weights(model: HybridLM, recipe: Recipe, tokenizer: Tokenizer) -> None:
+def load_initial_weights(model: Model, recipe: Recipe, tokenizer: Tokenizer) -> None:
     """Give a fresh model the weights of the run that `train.init_from` names, and only those.
 
     Raises MissingError where there is no such run, RecipeError where it does not fit.

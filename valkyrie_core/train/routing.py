@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from valkyrie_core.nn.model import HybridLM, Told
+from valkyrie_core.nn.backbone import Told
+from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.train.optim import Optimizers
 from valkyrie_core.train.progress import Health
@@ -35,7 +36,7 @@ class Revival(NamedTuple):
 class Routing:
     """The routers of one model in training."""
 
-    def __init__(self, model: HybridLM, optimizers: Optimizers) -> None:
+    def __init__(self, model: Model, optimizers: Optimizers) -> None:
         self._layers = {
             index: layer.ffn
             for index, layer in enumerate(model.core.layers)

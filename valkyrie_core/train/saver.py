@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from valkyrie_core.train.average import Average
 from valkyrie_core.train.checkpoint import (
     MODEL,
     Checkpoint,
@@ -42,9 +43,12 @@ class Saver:
         extensions: Sequence[Extension],
         keep_last: int,
         binding: Mapping[str, Any],
+        average: Average | None = None,
     ) -> None:
+        """With an average of the weights, that is what a checkpoint's model is."""
         self._run = run
         self._model = model
+        self._average = average
         self._optimizers = optimizers
         self._extensions = [extension._asdict() for extension in extensions]
         self._keep_last = keep_last
@@ -61,6 +65,10 @@ class Saver:
         training = {f"optimizer/{key}": t for key, t in self._optimizers.state_tensors().items()}
         training |= {f"rng/{name}": tensor for name, tensor in rng.tensors.items()}
         training |= {f"carried/{name}": tensor for name, tensor in carried.items()}
+        model = model_tensors(self._model)
+        if self._average is not None:
+            training |= {f"trained/{name}": model[name] for name in self._average.tensors}
+            model |= self._average.tensors
         meta = {
             **self._binding,
             "position": position.to_meta(),
@@ -70,7 +78,7 @@ class Saver:
         save_checkpoint(
             self._run.checkpoints,
             position.step,
-            model=model_tensors(self._model),
+            model=model,
             training=training,
             meta=meta,
             storage=self._run.storage,
@@ -102,6 +110,8 @@ class Saver:
         """Put weights, optimizer and generators back; returns the counters and what was carried."""
         load_model_tensors(self._model, checkpoint.model_tensors(), str(checkpoint.path))
         training = dict(checkpoint.training_tensors())
+        if self._average is not None:
+            self._average.restore(_below("trained/", training))
         self._optimizers.load_state_tensors(_below("optimizer/", training))
         position = Position.from_meta(checkpoint.meta["position"])
         self.saved = (position.step, position.validated)

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from valkyrie_core.data.dataset import Dataset
+from valkyrie_core.data.questions import Question, QuestionStream
 from valkyrie_core.data.tokenizer import Tokenizer, load_tokenizer
 from valkyrie_core.errors import CheckpointError, MissingError, ResourceError, StoppedError
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.canvas_core import CanvasConfig
+from valkyrie_core.nn.models import Model, build_model
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.allocator import keep_memory, return_memory
 from valkyrie_core.train.checkpoint import step_directory
@@ -28,13 +30,13 @@ from valkyrie_core.train.sitting import Sitting, begin, go_on, recipe_hash
 from valkyrie_core.train.stages import training_batches
 from valkyrie_core.train.storage import Storage
 from valkyrie_core.train.track import build_tracker
-from valkyrie_core.train.trainer import Poll, Tools, Trainer
+from valkyrie_core.train.trainer import Poll, Tools, Trainer, no_question
 
 log = logging.getLogger("valkyrie")
 
-Evaluate = Callable[[HybridLM, Dataset, Poll], Validation | None]
+Evaluate = Callable[[Model, Dataset, Poll], Validation | None]
 """Validates a model, calling poll() at every batch; None where there is no validation text."""
-Sample = Callable[[HybridLM, Dataset, str, Poll], str]
+Sample = Callable[[Model, Dataset, str, Poll], str]
 """Continues a prompt, calling poll() at every token, with a generator of its own."""
 
 
@@ -167,6 +169,7 @@ def _train(
             dataset = calls.prepare(own)
         tools = Tools(
             batch=training_batches(dataset, recipe.train, recipe.seed),
+            question=_questions(dataset, recipe),
             evaluate=lambda model, poll: calls.evaluate(model, dataset, poll),
             sample=lambda model, prompt, poll: calls.sample(model, dataset, prompt, poll),
             progress=calls.progress,
@@ -207,7 +210,7 @@ def _trainer(
         "torch": str(torch.__version__),
     }
     seed_everything(recipe.seed)
-    model = HybridLM(recipe.model, STORED[recipe.train.weights]).to(device)
+    model = build_model(recipe.model, STORED[recipe.train.weights]).to(device)
     trainer = Trainer(
         recipe.train,
         model=model,
@@ -233,6 +236,15 @@ def _trainer(
         trainer.restore(sitting.checkpoint)
     run.save_environment({"from_step": trainer.at.step, **binding})
     return trainer
+
+
+def _questions(dataset: Dataset, recipe: Recipe) -> Callable[[int], Question]:
+    """The training questions of a canvas."""
+    core = recipe.model.core
+    if not isinstance(core, CanvasConfig):
+        return no_question
+    stream = QuestionStream(dataset, weights=dataset.weights, seed=recipe.seed, cells=core.cells)
+    return stream.row
 
 
 def seed_everything(seed: int) -> None:

@@ -12,23 +12,25 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
 from valkyrie_core.data.batch import Batch
+from valkyrie_core.data.questions import Question
 from valkyrie_core.errors import DivergedError, ResourceError
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.model import IGNORED, HybridLM
-from valkyrie_core.nn.state import LMState
-from valkyrie_core.train import carry
+from valkyrie_core.nn.models import Model
 from valkyrie_core.train.after_backward import StepAfterBackward
+from valkyrie_core.train.average import Average
 from valkyrie_core.train.checkpoint import Checkpoint
 from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.device import autocast
 from valkyrie_core.train.in_backward import StepInBackward
 from valkyrie_core.train.journal import Journal
+from valkyrie_core.train.objective import Running
+from valkyrie_core.train.objectives import build_objective
 from valkyrie_core.train.optim import build_optimizers
 from valkyrie_core.train.progress import Meter, Position, StepEvent, Validation
 from valkyrie_core.train.rng import RngState
@@ -37,7 +39,6 @@ from valkyrie_core.train.run_dir import RunDir
 from valkyrie_core.train.saver import Saver
 from valkyrie_core.train.schedule import LRPlan
 from valkyrie_core.train.signals import StopRequestedError, StopSignal
-from valkyrie_core.train.stages import Stage, stage_at, stages
 from valkyrie_core.train.track import Tracker
 from valkyrie_core.train.weights import non_finite
 
@@ -45,10 +46,15 @@ log = logging.getLogger("valkyrie")
 
 Poll = Callable[[], None]
 """Called often by what takes long; raises where a signal asks to stop."""
-Evaluate = Callable[[HybridLM, Poll], Validation | None]
+Evaluate = Callable[[Model, Poll], Validation | None]
 """Validates a model; None where there is no validation text."""
-Sample = Callable[[HybridLM, str, Poll], str]
+Sample = Callable[[Model, str, Poll], str]
 """Continues a prompt, from a generator of its own."""
+
+
+def no_question(number: int) -> Question:
+    """For what reads text."""
+    raise LookupError(f"there is no question {number}")
 
 
 class Tools(NamedTuple):
@@ -61,6 +67,8 @@ class Tools(NamedTuple):
     progress: Callable[[StepEvent], None]
     """Told about every step."""
     tracker: Tracker | None = None
+    question: Callable[[int], Question] = no_question
+    """A training question by its number: a pure function; a canvas asks for it."""
 
 
 class Trainer:
@@ -70,7 +78,7 @@ class Trainer:
         self,
         config: SupervisedConfig,
         *,
-        model: HybridLM,
+        model: Model,
         run: RunDir,
         plan: LRPlan,
         tools: Tools,
@@ -90,9 +98,11 @@ class Trainer:
         self.precision = precision
         self.optimizers = build_optimizers(config.optimizer, model)
         self.routing = Routing(model, self.optimizers)
+        self.average = None if config.ema is None else Average(model, config.ema.decay)
         self.saver = Saver(
             run,
             model=model,
+            average=self.average,
             optimizers=self.optimizers,
             extensions=plan.extensions,
             keep_last=config.keep_last,
@@ -101,9 +111,6 @@ class Trainer:
         self.journal = Journal(run, tools.tracker)
         self.at = Position()
         self.meter = Meter(peak_flops=peak_flops)
-        self._stages = stages(config)
-        self._states: tuple[LMState, ...] | None = None
-        """Of each micro-batch, to go on from; None: the next step starts without."""
         self._eval_every = config.eval_steps
         self._save_every = config.save_steps
         model.core.recomputes = config.activation_checkpointing
@@ -113,25 +120,27 @@ class Trainer:
             self._update = StepInBackward(model, self.optimizers, clip, self._lost)
         else:
             self._update = StepAfterBackward(model, self.optimizers, clip, self._diverged)
-        self._loss = model.loss
-        if config.compile is not None:
-            log.info("the model is compiled: its first step takes up to a minute")
-            self._loss = model.compiled_loss(config.compile.mode)
+        self.objective = build_objective(
+            config,
+            model,
+            tools.batch,
+            tools.question,
+            self.routing,
+            Running(precision, device, stop.poll, self._diverged),
+        )
 
     def start(self) -> None:
         """Save step 0 and go on from what was read back: a run that can't resume never begins."""
         self.journal.start(0, 0)
+        if self.average is not None:
+            self.average.restart()
         self._write_checkpoint()
         self.restore(self.saver.read_back(0))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand where a checkpoint stood."""
         self.at, tensors = self.saver.restore(checkpoint)
-        self._states = None
-        if tensors:
-            stage = stage_at(self.at.step, self._stages)
-            count = stage.batch_size // stage.micro_size
-            self._states = carry.from_tensors(self.model, stage.micro_size, count, tensors)
+        self.objective.restore(self.at.step, tensors)
         self.journal.start(self.at.step, self.at.validated)
 
     def fit(self, until: int) -> None:
@@ -153,7 +162,9 @@ class Trainer:
                 self._train_step()
                 if self.at.step % self.config.log_every == 0 or self.at.step in self.plan.ends:
                     rates = self.optimizers.learning_rates()
-                    self.journal.train(self.at, self.meter, rates, self.routing)
+                    self.journal.train(
+                        self.at, self.meter, rates, self.routing, self.objective.metrics()
+                    )
         except StopRequestedError:
             self._save()
             self.journal.draw()
@@ -175,72 +186,24 @@ class Trainer:
         started = time.perf_counter()
         step = self.at.step
         rng = RngState.capture()
-        stage = stage_at(step, self._stages)
-        if step == stage.first_step and step:
-            self._announce(stage)
-        batch = self.tools.batch(step)
-        num_scored = int((batch.targets_BT != IGNORED).sum())
         scale = self.plan.scale(step)
         self.optimizers.set_lr_scale(scale)
-        loss = 0.0
-        states = []
         self.routing.restart()
         try:
-            for index, micro in enumerate(self._micro_batches(batch, stage.micro_size)):
-                self.stop.poll()
-                before = self._states[index] if self._states else None
-                share, after = self._backward(micro, num_scored, before)
-                loss += share
-                states.append(after)
-            grad_norm = self._update.finish(loss)
+            work = self.objective.gradients(step)
+            grad_norm = self._update.finish(work.loss)
         except BaseException:
             self.optimizers.zero_grad()
             rng.restore()
             raise
+        if self.average is not None:
+            self.average.update(step)
         self._feed_back(scale)
-        num_tokens = batch.tokens_BT.numel()
+        self.objective.settle(step)
         seconds = time.perf_counter() - started
-        goes_on = self.config.state_passing and stage == stage_at(step + 1, self._stages)
-        self._states = tuple(states) if goes_on else None
-        self.at.advance(loss, num_scored, num_tokens, grad_norm, scale, seconds)
-        flops = 3 * num_tokens * sum(self.model.flops_per_token(stage.context_len).values())
-        self.meter.add(num_tokens, flops, seconds)
+        self.at.advance(work.loss, work.num_scored, work.num_tokens, grad_norm, scale, seconds)
+        self.meter.add(work.num_tokens, work.flops, seconds)
         self._report()
-
-    def _announce(self, stage: Stage) -> None:
-        again = "; the carried states start anew" if self.config.state_passing else ""
-        log.info(
-            "step %d: from here on contexts of %d tokens, %d to a step%s",
-            self.at.step,
-            stage.context_len,
-            stage.batch_size,
-            again,
-        )
-
-    def _micro_batches(self, batch: Batch, micro_size: int) -> Iterator[Batch]:
-        for start in range(0, len(batch.tokens_BT), micro_size):
-            rows = slice(start, start + micro_size)
-            yield Batch(*(part[rows].to(self.device) for part in batch))
-
-    def _backward(
-        self, micro: Batch, num_scored: int, state: LMState | None
-    ) -> tuple[float, LMState]:
-        """Add the micro-batch's share to the gradients; returns its share of the loss, and what
-        the next step goes on from.
-
-        The share is by scored tokens, so that accumulating gives the mean over the whole batch.
-        """
-        share = int((micro.targets_BT != IGNORED).sum()) / max(1, num_scored)
-        if state is None:
-            state = self.model.init_state(len(micro.tokens_BT))
-        with autocast(self.precision, self.device):
-            loss, state, told = self._loss(micro.tokens_BT, micro.targets_BT, state, micro.doc_BT)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._diverged(f"the loss of the next step is {value}")
-        torch.autograd.backward(loss * share)
-        # what is told is the loss of the text alone
-        return (value - self.routing.add(told, share)) * share, carry.carried(state)
 
     def _lost(self, what: str) -> DivergedError:
         return self._diverged(
@@ -298,8 +261,9 @@ class Trainer:
         """Whatever runs inside draws no number that training would have drawn."""
         rng = RngState.capture()
         self.model.eval()
+        averaged = nullcontext() if self.average is None else self.average.applied()
         try:
-            with torch.no_grad(), autocast(self.precision, self.device):
+            with torch.no_grad(), autocast(self.precision, self.device), averaged:
                 yield
         finally:
             self.model.train()
@@ -324,7 +288,7 @@ class Trainer:
         self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
-        self.saver.save(self.at, carry.to_tensors(self._states or ()))
+        self.saver.save(self.at, self.objective.to_tensors())
 
     def _report(self, validation: Validation | None = None) -> None:
         self.tools.progress(

@@ -1,0 +1,193 @@
+"""Deep supervision of a canvas: every optimizer step is one step of thought about every question.
+
+The carry of a question is kept from step to step, without gradients; a question that is answered
+well enough, by the q-head's word, or that has had all of its steps, makes room for the next one
+(HRM, arXiv 2506.21734; TRM, 2510.04871).
+
+Shapes: B questions at a time, C cells, M the memory and the cells, D model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from valkyrie_core.data.questions import Question
+from valkyrie_core.errors import CheckpointError
+from valkyrie_core.nn.canvas import CONTINUE, HALT, Canvas, CanvasLoss
+from valkyrie_core.nn.canvas_core import Carry
+from valkyrie_core.nn.model import IGNORED
+from valkyrie_core.train.config import SupervisedConfig
+from valkyrie_core.train.device import autocast
+from valkyrie_core.train.metrics import Row
+from valkyrie_core.train.objective import Running, Work
+from valkyrie_core.train.routing import Routing
+
+
+class Lanes(NamedTuple):
+    """The questions that are being thought about."""
+
+    z_H_BMD: Tensor
+    z_L_BMD: Tensor
+    tokens_BC: Tensor
+    targets_BC: Tensor
+    steps_B: Tensor
+    """Steps that each has had."""
+    least_B: Tensor
+    """Steps that each has at least: see `QHeadConfig.exploration`."""
+    halted_B: Tensor
+    """Which make room for another at the next step."""
+    asked: Tensor
+    """Questions drawn so far."""
+
+
+class DeepSupervision:
+    """See `Objective`."""
+
+    def __init__(
+        self,
+        config: SupervisedConfig,
+        model: Canvas,
+        question: Callable[[int], Question],
+        routing: Routing,
+        running: Running,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._question = question
+        self._routing = routing
+        self._running = running
+        self._lanes = self._empty()
+        self._after: Lanes | None = None
+        self._told: dict[str, list[Tensor]] = {}
+        """What was seen since metrics were last asked, by name."""
+        self._seen: dict[str, Tensor] = {}
+        """Of the present step."""
+
+    def gradients(self, step: int) -> Work:
+        """Adds the gradients of a step of thought."""
+        before = self._refilled(self._lanes)
+        B, C = before.tokens_BC.shape
+        size = B // self._config.grad_accum_steps
+        last_B = before.steps_B + 1 == self._model.max_steps
+        nats, found = 0.0, list[CanvasLoss]()
+        for start in range(0, B, size):
+            self._running.poll()
+            rows = slice(start, start + size)
+            carry = Carry(before.z_H_BMD[rows], before.z_L_BMD[rows])
+            tokens_BC, targets_BC = before.tokens_BC[rows], before.targets_BC[rows]
+            with autocast(self._running.precision, self._running.device):
+                one = self._model.loss(tokens_BC, targets_BC, carry, last_B[rows])
+            value = float(one.loss.detach())
+            if not math.isfinite(value):
+                raise self._running.diverged(f"the loss of the next step is {value}")
+            torch.autograd.backward(one.loss * (size / B))
+            self._routing.add(one.told, size / B)
+            nats += float(one.nats_B.sum())
+            found.append(one)
+        self._after = self._stepped(before, found, last_B)
+        num_scored = int((before.targets_BC != IGNORED).sum())
+        flops = 3 * B * C * sum(self._model.flops_per_token(C).values())
+        return Work(nats / max(1, num_scored), num_scored, B * C, flops)
+
+    def settle(self, step: int) -> None:
+        """The carry goes on."""
+        assert self._after is not None
+        self._lanes, self._after = self._after, None
+        for name, value in self._seen.items():
+            self._told.setdefault(name, []).append(value)
+
+    def metrics(self) -> Row:
+        """Means since last asked; of what no question came to an end for, None."""
+        row: Row = {}
+        for name, values in self._told.items():
+            value_N = torch.cat(values)
+            row[name] = float(value_N.mean()) if len(value_N) else None
+        self._told = {}
+        return {"recursion": row}
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The lanes."""
+        # what is expanded, or is one tensor twice, can't be stored
+        return {name: value.clone().contiguous() for name, value in self._lanes._asdict().items()}
+
+    def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on with the lanes of a checkpoint."""
+        like = self._empty()._asdict()
+        shapes = {name: value.shape for name, value in tensors.items()}
+        if shapes != {name: value.shape for name, value in like.items()}:
+            raise CheckpointError("the checkpoint's questions are not those of this recipe")
+        device = self._running.device
+        self._lanes = Lanes(**{name: tensors[name].to(device) for name in like})
+        self._told = {}
+
+    def _empty(self) -> Lanes:
+        """Lanes that wait for their first questions."""
+        B, C = self._config.batch_size, self._model.cells
+        carry = self._model.begin(B)
+        counter_B = torch.zeros(B, dtype=torch.int64, device=self._running.device)
+        tokens_BC = counter_B[:, None].expand(B, C)
+        return Lanes(
+            *carry,
+            tokens_BC=tokens_BC,
+            targets_BC=tokens_BC,
+            steps_B=counter_B,
+            least_B=counter_B,
+            halted_B=counter_B == 0,
+            asked=torch.zeros((), dtype=torch.int64),
+        )
+
+    def _refilled(self, lanes: Lanes) -> Lanes:
+        """New questions where the last ones have come to an end."""
+        halted_B = lanes.halted_B
+        count, first = int(halted_B.sum()), int(lanes.asked)
+        if not count:
+            return lanes
+        device = self._running.device
+        new = [self._question(number) for number in range(first, first + count)]
+        tokens_NC, targets_NC = (torch.stack(part).to(device) for part in zip(*new, strict=True))
+        tokens_BC, targets_BC = lanes.tokens_BC.clone(), lanes.targets_BC.clone()
+        tokens_BC[halted_B], targets_BC[halted_B] = tokens_NC, targets_NC
+        fresh = self._model.begin(len(halted_B))
+        anew_B11 = halted_B[:, None, None]
+        own = self._model.core.config.halting
+        explores_B = torch.rand(len(halted_B)) < own.exploration
+        drawn_B = torch.randint(1, self._model.max_steps + 1, (len(halted_B),))
+        least_B = torch.where(explores_B, drawn_B, 1).to(device)
+        return Lanes(
+            z_H_BMD=torch.where(anew_B11, fresh.z_H_BMD, lanes.z_H_BMD),
+            z_L_BMD=torch.where(anew_B11, fresh.z_L_BMD, lanes.z_L_BMD),
+            tokens_BC=tokens_BC,
+            targets_BC=targets_BC,
+            steps_B=lanes.steps_B.masked_fill(halted_B, 0),
+            least_B=torch.where(halted_B, least_B, lanes.least_B),
+            halted_B=torch.zeros_like(halted_B),
+            asked=lanes.asked + count,
+        )
+
+    def _stepped(self, before: Lanes, found: list[CanvasLoss], last_B: Tensor) -> Lanes:
+        """The lanes after a step, and what is worth telling of it."""
+        q_BQ = torch.cat([one.q_BQ for one in found])
+        right_B = torch.cat([one.right_B for one in found])
+        steps_B = before.steps_B + 1
+        halts_B = self._model.halts(q_BQ) & (steps_B >= before.least_B) & ~last_B
+        ended_B = halts_B | last_B
+        self._seen = {
+            "reasoning_steps": steps_B[ended_B].double().cpu(),
+            "halt_rate": halts_B[ended_B].double().cpu(),
+            "accuracy": right_B[ended_B].double().cpu(),
+            "q_halt_mean": q_BQ[:, HALT].sigmoid().double().cpu(),
+            "act_penalty": torch.stack([one.halting.detach().double().cpu() for one in found]),
+        }
+        if q_BQ.shape[1] > CONTINUE:
+            self._seen["q_continue_mean"] = q_BQ[:, CONTINUE].sigmoid().double().cpu()
+        return before._replace(
+            z_H_BMD=torch.cat([one.carry.z_H_BMD for one in found]),
+            z_L_BMD=torch.cat([one.carry.z_L_BMD for one in found]),
+            steps_B=steps_B,
+            halted_B=ended_B,
+        )

@@ -23,9 +23,9 @@ from valkyrie_core.nn.state_tensors import state_tensors
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train import carry, journal
 from valkyrie_core.train.config import SupervisedConfig
+from valkyrie_core.train.next_token import NextToken
 from valkyrie_core.train.progress import Position
 from valkyrie_core.train.stages import stage_at, stages, trained_context
-from valkyrie_core.train.trainer import Trainer
 
 PASSING: dict[str, Any] = {"state_passing": {"span": 64}}
 
@@ -99,13 +99,13 @@ def test_a_training_hands_states_on(
 ) -> None:
     """What a step begins with is what the last one ended with."""
     entered: list[tuple[Batch, LMState | None]] = []
-    original = Trainer._backward
+    original = NextToken._backward
 
-    def watched(self: Trainer, micro: Batch, num_scored: int, state: LMState | None) -> Any:
+    def watched(self: NextToken, micro: Batch, num_scored: int, state: LMState | None) -> Any:
         entered.append((micro, state))
         return original(self, micro, num_scored, state)
 
-    monkeypatch.setattr(Trainer, "_backward", watched)
+    monkeypatch.setattr(NextToken, "_backward", watched)
     small.train(small.recipe(folder, steps=6, **PASSING), cache=cache)
     assert entered[0][1] is None
     for (before, _), (after, state) in itertools.pairwise(entered):

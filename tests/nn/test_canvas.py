@@ -17,6 +17,7 @@ from valkyrie_core.nn.canvas import EMPTY, HALT, Canvas
 from valkyrie_core.nn.canvas_core import Carry
 from valkyrie_core.nn.model import IGNORED, HybridLM
 from valkyrie_core.nn.models import build_model
+from valkyrie_core.plan.counter import FORMULAS
 
 VOCAB, CELLS = 19, 7
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -241,7 +242,7 @@ def test_documents_are_laid_out_and_scores_brought_back() -> None:
 def test_costs_are_what_a_step_computes(name: str) -> None:
     model = canvas(**CANVASES[name]).float()
     tokens_BC, _ = questions(2)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         model(tokens_BC, model.begin(2))
     head = 2 * 16 * VOCAB * 2 * CELLS + 2 * 16 * 2
     found = 2 * CELLS * sum(cost.flops_per_token for _, cost in model.costs(CELLS))

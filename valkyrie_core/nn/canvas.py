@@ -181,8 +181,8 @@ class Canvas(Backbone):
         share = width / self.cells
         untrained = len(self.core.passes) - self.core.trained_passes
         found: list[tuple[str, Cost]] = []
-        # attention is counted over all keys, seen or not
-        whole = super().costs(width, value_bytes)
+        # attention counts the keys that are seen: of a causal context twice as long as many
+        whole = super().costs(2 * width - 1, value_bytes)
         for number, (kind, cost) in enumerate(whole):
             forward = cost.flops_per_token
             training = forward if number // 2 < untrained else cost.training_flops

@@ -45,11 +45,10 @@ if TYPE_CHECKING:
     from valkyrie_core.allocate.search import SearchConfig
     from valkyrie_core.compare.matching import Match
     from valkyrie_core.data.tokenizer import Tokenizer
-    from valkyrie_core.nn.model import HybridLM
+    from valkyrie_core.nn.models import Model
     from valkyrie_core.recipe import Recipe, Resolved
     from valkyrie_core.runs.comparison_trials import Begin, Reading
     from valkyrie_core.runs.search import Told
-    from valkyrie_core.train.load import LoadedLM
     from valkyrie_core.train.progress import StepEvent as StepEvent
 
 __all__ = [
@@ -86,7 +85,7 @@ __all__ = [
 class Loaded(NamedTuple):
     """A trained model with what it takes to use it."""
 
-    model: HybridLM
+    model: Model
     tokenizer: Tokenizer
     recipe: Recipe
 
@@ -98,14 +97,10 @@ def load(run: str | Path | None = None, *, runs_dir: str | Path = "runs") -> Loa
         MissingError: there is no such run, or it has no checkpoint.
         CheckpointError: no checkpoint is valid.
     """
-    loaded = _load(find_run(run, runs_dir))
+    from valkyrie_core.train.load import load_run
+
+    loaded = load_run(find_run(run, runs_dir).path)
     return Loaded(loaded.model, loaded.tokenizer, loaded.recipe)
-
-
-def _load(place: RunPlace) -> LoadedLM:
-    from valkyrie_core.train.load import load_language_model
-
-    return load_language_model(place.path)
 
 
 def train(

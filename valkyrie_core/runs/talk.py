@@ -20,7 +20,9 @@ from valkyrie_core.report import ChatReport, ChatTurn, GenerateReport, Sampling,
 if TYPE_CHECKING:
     from valkyrie_core.infer.chat import ChatSession
     from valkyrie_core.infer.sampling import SamplingConfig
+    from valkyrie_core.nn.canvas import Canvas
     from valkyrie_core.nn.models import Model
+    from valkyrie_core.train.load import LoadedRun
 
 GENERATE_TOKENS = 200
 """The longest continuation, if nothing else is asked for."""
@@ -78,7 +80,7 @@ def generate(
     weights: Weights = "fp32",
     runs_dir: str | Path = "runs",
 ) -> GenerateReport:
-    """Continues a text.
+    """Continues a text; of a canvas: its likeliest answer to a question.
 
     Args:
         state: a file of `read` or `ChatSession.save_state`: the prompt goes on with what it read.
@@ -90,10 +92,20 @@ def generate(
     from valkyrie_core.infer.continuation import Continuation
     from valkyrie_core.infer.sampling import SamplingConfig
     from valkyrie_core.infer.state_file import read_state
-    from valkyrie_core.train.load import load_language_model
+    from valkyrie_core.nn.canvas import Canvas
+    from valkyrie_core.train.load import language_model, load_run
 
     place = find_run(run, runs_dir)
-    loaded = load_language_model(place.path)
+    run_of = load_run(place.path)
+    if isinstance(run_of.model, Canvas):
+        asked = sampling or SamplingConfig()
+        if asked != SamplingConfig() or max_tokens is not None or state is not None:
+            raise UsageError(
+                "a canvas gives its likeliest answer, all of it at once",
+                hint="leave out how tokens are drawn, how many, and the state",
+            )
+        return _answer(place.name, run_of, run_of.model, prompt, weights, on_text)
+    loaded = language_model(run_of)
     config = sampling or SamplingConfig()
     limit = max_tokens or GENERATE_TOKENS
     saved = None
@@ -153,6 +165,40 @@ def _sampling_report(config: SamplingConfig, max_tokens: int) -> Sampling:
         repetition_penalty=config.repetition_penalty,
         seed=config.seed,
         max_tokens=max_tokens,
+    )
+
+
+def _answer(
+    name: str,
+    loaded: LoadedRun,
+    canvas: Canvas,
+    question: str,
+    weights: Weights,
+    on_text: Callable[[str], None] | None,
+) -> GenerateReport:
+    """What a canvas answers."""
+    from valkyrie_core.infer.answer import answered_by
+    from valkyrie_core.infer.sampling import SamplingConfig
+    from valkyrie_core.nn.weights import rounded
+
+    began = time.perf_counter()
+    model = rounded(canvas, weights, precision_of(weights, canvas))
+    text = answered_by(model, loaded.tokenizer, question)
+    if on_text is not None:
+        on_text(text)
+    seconds = time.perf_counter() - began
+    return GenerateReport(
+        run=name,
+        step=loaded.checkpoint.step,
+        prompt=question,
+        text=text,
+        prompt_tokens=len(loaded.tokenizer.encode(question)),
+        tokens=len(loaded.tokenizer.encode(text)),
+        stopped_by="end",
+        seconds=seconds,
+        tokens_per_second=None,
+        weights=weights,
+        sampling=_sampling_report(SamplingConfig(temperature=0), canvas.cells),
     )
 
 

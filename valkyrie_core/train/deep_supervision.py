@@ -27,6 +27,17 @@ from valkyrie_core.train.metrics import Row
 from valkyrie_core.train.objective import Running, Work
 from valkyrie_core.train.routing import Routing
 
+METRICS = (
+    "reasoning_steps",
+    "halt_rate",
+    "accuracy",
+    "q_halt_mean",
+    "q_continue_mean",
+    "act_penalty",
+)
+"""Steps of questions that came to an end, the share of them that the q-head ended before their last
+step, and of right ones; the mean of both values of the q-head; its loss, as it is added."""
+
 
 class Lanes(NamedTuple):
     """The questions that are being thought about."""
@@ -43,6 +54,10 @@ class Lanes(NamedTuple):
     """Which make room for another at the next step."""
     asked: Tensor
     """Questions drawn so far."""
+    sums_K: Tensor
+    """Of each of METRICS, since they were last asked."""
+    counts_K: Tensor
+    """Likewise."""
 
 
 class DeepSupervision:
@@ -63,10 +78,6 @@ class DeepSupervision:
         self._running = running
         self._lanes = self._empty()
         self._after: Lanes | None = None
-        self._told: dict[str, list[Tensor]] = {}
-        """What was seen since metrics were last asked, by name."""
-        self._seen: dict[str, Tensor] = {}
-        """Of the present step."""
 
     def gradients(self, step: int) -> Work:
         """Adds the gradients of a step of thought."""
@@ -98,17 +109,18 @@ class DeepSupervision:
         """The carry goes on."""
         assert self._after is not None
         self._lanes, self._after = self._after, None
-        for name, value in self._seen.items():
-            self._told.setdefault(name, []).append(value)
 
     def metrics(self) -> Row:
-        """Means since last asked; of what no question came to an end for, None."""
-        row: Row = {}
-        for name, values in self._told.items():
-            value_N = torch.cat(values)
-            row[name] = float(value_N.mean()) if len(value_N) else None
-        self._told = {}
-        return {"recursion": row}
+        """Means since last asked; None of what there was nothing of."""
+        means = {
+            name: total / count if count else None
+            for name, total, count in zip(
+                METRICS, self._lanes.sums_K.tolist(), self._lanes.counts_K.tolist(), strict=True
+            )
+        }
+        nothing_K = torch.zeros_like(self._lanes.sums_K)
+        self._lanes = self._lanes._replace(sums_K=nothing_K, counts_K=nothing_K)
+        return {"recursion": means}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The lanes."""
@@ -123,7 +135,6 @@ class DeepSupervision:
             raise CheckpointError("the checkpoint's questions are not those of this recipe")
         device = self._running.device
         self._lanes = Lanes(**{name: tensors[name].to(device) for name in like})
-        self._told = {}
 
     def _empty(self) -> Lanes:
         """Lanes that wait for their first questions."""
@@ -139,6 +150,8 @@ class DeepSupervision:
             least_B=counter_B,
             halted_B=counter_B == 0,
             asked=torch.zeros((), dtype=torch.int64),
+            sums_K=torch.zeros(len(METRICS), dtype=torch.float64),
+            counts_K=torch.zeros(len(METRICS), dtype=torch.float64),
         )
 
     def _refilled(self, lanes: Lanes) -> Lanes:
@@ -167,6 +180,8 @@ class DeepSupervision:
             least_B=torch.where(halted_B, least_B, lanes.least_B),
             halted_B=torch.zeros_like(halted_B),
             asked=lanes.asked + count,
+            sums_K=lanes.sums_K,
+            counts_K=lanes.counts_K,
         )
 
     def _stepped(self, before: Lanes, found: list[CanvasLoss], last_B: Tensor) -> Lanes:
@@ -176,18 +191,21 @@ class DeepSupervision:
         steps_B = before.steps_B + 1
         halts_B = self._model.halts(q_BQ) & (steps_B >= before.least_B) & ~last_B
         ended_B = halts_B | last_B
-        self._seen = {
-            "reasoning_steps": steps_B[ended_B].double().cpu(),
-            "halt_rate": halts_B[ended_B].double().cpu(),
-            "accuracy": right_B[ended_B].double().cpu(),
-            "q_halt_mean": q_BQ[:, HALT].sigmoid().double().cpu(),
-            "act_penalty": torch.stack([one.halting.detach().double().cpu() for one in found]),
+        values: dict[str, Tensor] = {
+            "reasoning_steps": steps_B[ended_B],
+            "halt_rate": halts_B[ended_B],
+            "accuracy": right_B[ended_B],
+            "q_halt_mean": q_BQ[:, HALT].sigmoid(),
+            "q_continue_mean": q_BQ[:, CONTINUE:].sigmoid(),
+            "act_penalty": torch.stack([one.halting.detach() for one in found]),
         }
-        if q_BQ.shape[1] > CONTINUE:
-            self._seen["q_continue_mean"] = q_BQ[:, CONTINUE].sigmoid().double().cpu()
+        sums = [float(values[name].double().sum()) for name in METRICS]
+        counts = [float(values[name].numel()) for name in METRICS]
         return before._replace(
             z_H_BMD=torch.cat([one.carry.z_H_BMD for one in found]),
             z_L_BMD=torch.cat([one.carry.z_L_BMD for one in found]),
             steps_B=steps_B,
             halted_B=ended_B,
+            sums_K=before.sums_K + torch.tensor(sums, dtype=torch.float64),
+            counts_K=before.counts_K + torch.tensor(counts, dtype=torch.float64),
         )

@@ -120,11 +120,15 @@ def load_language_model(
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
 ) -> LoadedLM:
     """As `load_run`; UsageError where the run's model answers questions on a canvas."""
-    loaded = load_run(path, which=which, step=step, device=device)
+    return language_model(load_run(path, which=which, step=step, device=device))
+
+
+def language_model(loaded: LoadedRun) -> LoadedLM:
+    """The same; UsageError where it is a canvas."""
     if not isinstance(loaded.model, HybridLM):
         raise UsageError(
-            f"the run {path} is an answer canvas: it continues no text",
-            hint=f"valkyrie eval {path} asks it questions",
+            "the run's model is an answer canvas: it answers questions, and reads no text",
+            hint="valkyrie eval asks it, and valkyrie generate --prompt QUESTION",
         )
     return LoadedLM(loaded.model, *loaded[1:])
 

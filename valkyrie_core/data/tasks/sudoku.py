@@ -7,6 +7,7 @@ Held out are solved grids, not puzzles: what training has solved is not asked wi
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -105,24 +106,54 @@ def allowed(grid: Grid, size: int, cell: int) -> set[int]:
 
 def num_solutions(puzzle: Grid, size: int, limit: int) -> int:
     """How many solutions there are, up to a limit: the cell with the fewest choices first."""
-    grid = list(puzzle)
+    # what a row, a column and a box have is one set of bits each: thousands of puzzles are drawn
+    units = _units(size)
+    used, blanks = [0] * (3 * size), []
+    for cell, number in enumerate(puzzle):
+        if not number:
+            blanks.append(cell)
+            continue
+        for unit in units[cell]:
+            if used[unit] >> number & 1:
+                return 0
+            used[unit] |= 1 << number
+    whole = (1 << size + 1) - 2
 
     def count(found: int) -> int:
-        choices = [
-            (len(numbers), cell, numbers)
-            for cell, value in enumerate(grid)
-            if not value
-            for numbers in [allowed(grid, size, cell)]
-        ]
-        if not choices:
+        fewest, place = size + 1, -1
+        choices = 0
+        for index, cell in enumerate(blanks):
+            row, column, box = units[cell]
+            free = whole & ~(used[row] | used[column] | used[box])
+            if free.bit_count() < fewest:
+                fewest, place, choices = free.bit_count(), index, free
+                if fewest < 2:
+                    break
+        if place < 0:
             return found + 1
-        _, cell, numbers = min(choices, key=lambda choice: choice[:2])
-        for number in sorted(numbers):
-            grid[cell] = number
+        cell = blanks.pop(place)
+        row, column, box = units[cell]
+        while choices and found < limit:
+            bit = choices & -choices
+            choices ^= bit
+            for unit in (row, column, box):
+                used[unit] |= bit
             found = count(found)
-            grid[cell] = 0
-            if found >= limit:
-                break
+            for unit in (row, column, box):
+                used[unit] ^= bit
+        blanks.insert(place, cell)
         return found
 
     return count(0)
+
+
+@functools.cache
+def _units(size: int) -> list[tuple[int, int, int]]:
+    """Of every cell: the numbers of its row, its column and its box among all of these."""
+    rows, columns = BOXES[size]
+    found = []
+    for cell in range(size**2):
+        row, column = divmod(cell, size)
+        box = row // rows * (size // columns) + column // columns
+        found.append((row, size + column, 2 * size + box))
+    return found

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from valkyrie_cli import errors, render
 from valkyrie_cli.commands import (
     allocate,
+    calibrate,
     chat,
     compare,
     doctor,
@@ -103,6 +104,7 @@ def _root(
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("experts")(experts.experts)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)

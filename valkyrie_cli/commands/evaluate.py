@@ -20,6 +20,7 @@ from valkyrie_cli.render import (
     safe_line,
     say,
 )
+from valkyrie_cli.thinking_tables import draw_thinking
 from valkyrie_core.report.formats import KVFormat, RecurrentFormat, Weights
 
 if TYPE_CHECKING:
@@ -99,6 +100,23 @@ def evaluate(
             help="With --long-context: stretch rotary positions, without training.",
         ),
     ] = None,
+    halt: Annotated[
+        str | None,
+        typer.Option(
+            "--halt",
+            metavar="RULE",
+            help="What ends thought early: confidence=0.9, q_halt, kl=0.001, latent=0.03, "
+            "argmax=2, calibrated or none (default: calibrated, else the recipe's).",
+        ),
+    ] = None,
+    min_depth: Annotated[
+        int | None,
+        typer.Option("--min-depth", min=1, help="Loops or steps before anything may end."),
+    ] = None,
+    max_depth: Annotated[
+        int | None,
+        typer.Option("--max-depth", min=1, help="Loops or steps at most (default: as trained)."),
+    ] = None,
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -114,6 +132,8 @@ def evaluate(
       valkyrie eval quickstart
       valkyrie eval quickstart --json
       valkyrie eval --weights int8
+      valkyrie eval recursive --halt kl=0.001
+      valkyrie eval recursive --halt none --max-depth 8
       valkyrie eval --long-context 16384
       valkyrie eval --long-context 16384 --report
       valkyrie eval --long-context 131072 --no-recall
@@ -140,6 +160,8 @@ def evaluate(
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
     if long_context is not None:
+        if halt is not None or min_depth is not None or max_depth is not None:
+            raise UsageError("a long text is read at full depth: leave out --halt and the depths")
         with ReadingDisplay() as display:
             found = runs.evaluate_long_context(
                 place.path,
@@ -160,7 +182,14 @@ def evaluate(
         say(f"kept in {place.path}: long_context.json, long_context.png{page}", style="dim")
         return
     with ReadingDisplay() as display:
-        scores = runs.evaluate(place.path, weights=weights, progress=display.show)
+        scores = runs.evaluate(
+            place.path,
+            weights=weights,
+            halt=halt,
+            min_depth=min_depth,
+            max_depth=max_depth,
+            progress=display.show,
+        )
     emit(scores, as_json=as_json, human=lambda console: _draw(scores, console))
 
 
@@ -183,6 +212,8 @@ def _draw(report: EvalReport, console: Console) -> None:
     for name, score in report.corpora.items():
         if score.accuracy is not None:
             _draw_accuracy(name, score.accuracy, console)
+        if score.thinking is not None:
+            draw_thinking(name, score.thinking, console)
     for name, score in report.corpora.items():
         for note in score.notes:
             say(f"{name}: {note}", style="dim")

@@ -8,7 +8,7 @@ end. It is scored where the whole document before it is (plain text, not convers
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,36 @@ def token_lengths(tokenizer: Tokenizer) -> Int64:
     """[vocab_size]: the bytes that each token stands for."""
     lengths = [len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]
     return np.array(lengths, dtype=np.int64)
+
+
+def chosen(
+    split: PackedSplit, documents: Sequence[int], *, max_tokens: int | None = None
+) -> PackedSplit:
+    """Some documents of a split, as a split of their own, in memory.
+
+    Args:
+        max_tokens: of each document, its marker included, at most.
+    """
+    lengths = np.diff(split.doc_starts)[list(documents)]
+    if max_tokens is not None:
+        lengths = np.minimum(lengths, max_tokens)
+    starts = split.doc_starts[list(documents)]
+    places = np.concatenate(
+        [np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+    )
+    tokens = np.asarray(split.tokens[places])
+    scored = None if split.scored is None else np.asarray(split.scored[places])
+    num_scored = len(tokens) if scored is None else int(scored.sum())
+    num_bytes = int(split.token_lengths[tokens.astype(np.int64)].sum())
+    return PackedSplit(
+        tokens=tokens,
+        scored=scored,
+        doc_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        doc_bytes=split.doc_bytes[list(documents)],
+        names=[split.names[one] for one in documents],
+        token_lengths=split.token_lengths,
+        counts=SplitCounts(len(documents), len(tokens), num_scored, num_bytes, 0),
+    )
 
 
 def write_split(

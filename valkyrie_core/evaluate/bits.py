@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.state import LMState
 
 PADDING_DOCUMENT = -1
-Compute = Callable[[Tensor, Tensor, LMState, Tensor], tuple[Tensor, LMState]]
-"""Of tokens, targets, the state and documents: a number at every place [B, T], and the state."""
+Found = TypeVar("Found")
+Compute = Callable[[Tensor, Tensor, LMState, Tensor], tuple[Found, LMState]]
+"""Of tokens, targets, the state and documents: what is found, and the state."""
 
 Context = Literal["carried", "window"]
 """What a token is predicted from.
@@ -211,8 +212,8 @@ def read_chunks(
     model: Model,
     layout: Iterator[Chunk],
     precision: Literal["fp32", "bf16"],
-    compute: Compute,
-    add: Callable[[Chunk, Tensor], None],
+    compute: Compute[Found],
+    add: Callable[[Chunk, Found], None],
     stop: Callable[[], bool] | None = None,
 ) -> bool:
     """Hands every chunk and what is computed of it to `add`; returns whether `stop` ended it."""
@@ -229,8 +230,8 @@ def read_chunks(
                 if chunk.offset == 0:
                     state = model.init_state(chunk.tokens_BT.shape[0])
                 tokens_BT, targets_BT, doc_BT = (x.to(device) for x in chunk[:3])
-                found_BT, state = compute(tokens_BT, targets_BT, state, doc_BT)
-                add(chunk, found_BT)
+                found, state = compute(tokens_BT, targets_BT, state, doc_BT)
+                add(chunk, found)
     finally:
         model.train(was_training)
     return False

@@ -77,6 +77,8 @@ class Told(NamedTuple):
     """Auxiliary losses by name, already weighted, summed over the layers."""
     routed: tuple[Routed, ...]
     """What the routers did, first layer first."""
+    loops_BT: Tensor | None = None
+    """How many loops each token ran through, where tokens halt."""
 
 
 class Head(nn.Linear):
@@ -176,4 +178,4 @@ def tell(ctx: Ctx) -> Told:
     aux: dict[str, Tensor] = {}
     for name, value in ctx.aux:
         aux[name] = aux[name] + value if name in aux else value
-    return Told(aux, ctx.routed)
+    return Told(aux, ctx.routed, ctx.loops_BT)

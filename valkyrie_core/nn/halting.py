@@ -8,6 +8,7 @@ Shapes: R tokens that are not done, D model, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
@@ -170,6 +171,12 @@ class Confidence(nn.Module):
     def forward(self, thought: Thought, memory: Memory) -> tuple[Tensor, Memory]:
         """Which tokens are done."""
         return self.logits(thought.after_RD).sigmoid() >= self.threshold, memory
+
+    def at(self, threshold: float, min_loops: int) -> Confidence:
+        """The same confidence, and another one from which a token is done."""
+        other = copy.copy(self)
+        other.threshold, other.min_loops = threshold, min_loops
+        return other
 
     def logits(self, h_RD: Tensor) -> Tensor:
         """Of the chance that more loops would give the same answer."""

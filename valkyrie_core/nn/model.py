@@ -123,6 +123,33 @@ class HybridLM(Backbone):
             found.append(("confidence", torch.stack(losses).mean() / scored))
         return found
 
+    def confidences(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        state: LMState,
+        doc_BT: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Tensor], LMState]:
+        """After every loop but the last, of every scored token: the confidence [N] that it is what
+        all loops would say, and whether it is.
+
+        The core is a looped one with a learned confidence.
+        """
+        core = self.core
+        assert isinstance(core, Recursive)
+        assert isinstance(core.halting, Confidence)
+        core.keeps_between = True
+        try:
+            x_BTD, state, ctx = self._hidden(tokens_BT, state, doc_BT)
+        finally:
+            core.keeps_between = False
+        scored_BT = targets_BT != IGNORED
+        last_R = self.head(x_BTD[scored_BT]).argmax(-1)
+        loops = [h_BTD[scored_BT] for h_BTD in ctx.between]
+        said_N = torch.cat([core.halting.logits(h_RD).sigmoid() for h_RD in loops])
+        held_N = torch.cat([self._readout(h_RD).argmax(-1) == last_R for h_RD in loops])
+        return (said_N, held_N), state
+
     def compiled_loss(self, mode: str) -> Loss:
         """`loss` by way of torch.compile, for one shape of window."""
         # it looks at values (is there padding?), which a compiled graph can't. Said here and not

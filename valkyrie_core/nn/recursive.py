@@ -29,6 +29,7 @@ from valkyrie_core.nn.halting import (
     ConfidenceConfig,
     Halting,
     KLConfig,
+    LatentConfig,
     Memory,
     Readout,
     Thought,
@@ -107,6 +108,8 @@ class Recursive(nn.Module):
         self.loop_loss = config.loop_loss
         self.halts = False
         """Whether tokens that are done are left out of later loops. Training runs through all."""
+        self.keeps_between = False
+        """Whether what stands between loops is kept without gradients, too."""
         self.halting = None if config.halting is None else config.halting.build(dim)
         chosen = [config.blocks[name] for name in config.layers]
         self.layers = build_layers(dim, chosen, norm, matrices)
@@ -122,6 +125,10 @@ class Recursive(nn.Module):
         """Parameters that belong to the loops, and to no layer."""
         own = (p for name, p in self.named_parameters() if not name.startswith("layers."))
         return sum(parameter.numel() for parameter in own)
+
+    def asks_head_too_early(self, rule: Config) -> bool:
+        """Whether a rule would have the head read between a loop and a coda."""
+        return bool(self._once[2]) and not isinstance(rule, LatentConfig)
 
     @property
     def passes(self) -> tuple[int, ...]:
@@ -191,7 +198,8 @@ class Recursive(nn.Module):
             else:
                 h_BTD = chosen.put(h_BTD, new_BTD)
                 ctx = ctx._replace(aux=own_ctx.aux, routed=own_ctx.routed)
-            if self.reads_between and torch.is_grad_enabled() and loop < self.loops - 1:
+            trains = self.reads_between and torch.is_grad_enabled()
+            if (trains or self.keeps_between) and loop < self.loops - 1:
                 ctx = ctx._replace(between=(*ctx.between, h_BTD))
         if thinking is not None:
             ctx = ctx._replace(loops_BT=thinking.loops_BT)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
         StackPicture,
     )
     from valkyrie_core.report.base import Part, Report
+    from valkyrie_core.report.calibration import (
+        CalibrateReport,
+        CalibrationTest,
+        TriedThreshold,
+    )
     from valkyrie_core.report.comparison import (
         ComparedDesign,
         ComparedMetric,
@@ -31,7 +36,13 @@ if TYPE_CHECKING:
         Difference,
         DroppedDesign,
     )
-    from valkyrie_core.report.evaluation import Accuracy, CorpusScore, EvalReport
+    from valkyrie_core.report.evaluation import (
+        Accuracy,
+        CorpusScore,
+        EvalReport,
+        HaltingScore,
+        ThinkingScore,
+    )
     from valkyrie_core.report.experts import (
         DeadExpert,
         DomainText,
@@ -73,6 +84,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Accuracy",
     "AllocateReport",
+    "CalibrateReport",
+    "CalibrationTest",
     "CandidateScore",
     "ChatReport",
     "ChatTurn",
@@ -96,6 +109,7 @@ __all__ = [
     "EvalReport",
     "ExpertsReport",
     "GenerateReport",
+    "HaltingScore",
     "ImportanceReport",
     "KVFormat",
     "KnockOut",
@@ -122,17 +136,21 @@ __all__ = [
     "SearchReport",
     "SplitCounts",
     "StackPicture",
+    "ThinkingScore",
     "TokenLift",
     "TokenizerBuildReport",
     "TokenizerEvalReport",
     "TokenizerScore",
     "TrainReport",
+    "TriedThreshold",
     "Weights",
 ]
 
 _PLACES = {
     "Accuracy": "evaluation",
     "AllocateReport": "allocation",
+    "CalibrateReport": "calibration",
+    "CalibrationTest": "calibration",
     "CandidateScore": "allocation",
     "ChatReport": "inference",
     "ChatTurn": "inference",
@@ -156,6 +174,7 @@ _PLACES = {
     "EvalReport": "evaluation",
     "ExpertsReport": "experts",
     "GenerateReport": "inference",
+    "HaltingScore": "evaluation",
     "ImportanceReport": "allocation",
     "KVFormat": "formats",
     "KnockOut": "experts",
@@ -182,11 +201,13 @@ _PLACES = {
     "SearchReport": "allocation",
     "SplitCounts": "training",
     "StackPicture": "allocation",
+    "ThinkingScore": "evaluation",
     "TokenLift": "experts",
     "TokenizerBuildReport": "tokenizers",
     "TokenizerEvalReport": "tokenizers",
     "TokenizerScore": "tokenizers",
     "TrainReport": "training",
+    "TriedThreshold": "calibration",
     "Weights": "formats",
 }
 """Which module of this package holds a name."""

@@ -23,6 +23,50 @@ class Accuracy(Part):
     """The share that one answer for all gets right."""
 
 
+class HaltingScore(Part):
+    """What a rule that ends thought early saves, and what it costs."""
+
+    rule: str
+    """The rule, with its threshold."""
+    calibrated_risk: float | None
+    """What `valkyrie calibrate` promised, where the threshold is that of it."""
+    score: float
+    """By the measure of the depths, with the rule."""
+    full_score: float
+    """Likewise, at full depth."""
+    reasoning_steps: float
+    """Mean depth."""
+    halt_rate: float
+    """The share that ended before full depth."""
+    steps: dict[int, float]
+    """The share that ended at each depth."""
+    seconds: float
+    """Of the fastest of some passes over all questions, or all of the text."""
+    full_seconds: float
+    """Likewise, at full depth, in turns with the others."""
+
+
+class ThinkingScore(Part):
+    """How much thought answers take: loops of tokens, or steps of questions."""
+
+    unit: Literal["loops of a token", "steps of a question"]
+    measure: Literal["right answers", "bits per byte"]
+    full_depth: int
+    """As in training."""
+    by_depth: dict[int, float]
+    """The measure where everything is thought about for so long and no longer."""
+    calibration_error: float | None
+    """Expected calibration error of the learned confidence, over all depths; None without."""
+    brier: float | None
+    """Its mean squared error."""
+    q_halt_mean: float | None
+    """The mean confidence, over all depths."""
+    q_continue_mean: float | None
+    """The mean of what going on is said to be worth, where that is learned."""
+    halting: HaltingScore | None
+    """Of a rule, where one is asked for, calibrated, or in the recipe."""
+
+
 class CorpusScore(Part):
     """How well a model predicts one validation corpus."""
 
@@ -42,6 +86,8 @@ class CorpusScore(Part):
     """What the format of the weights and its arithmetic cost: bpb - fp32_bpb."""
     accuracy: Accuracy | None = None
     """Of a corpus of questions."""
+    thinking: ThinkingScore | None = None
+    """Of a model with loops or steps."""
     notes: list[str] = Field(default_factory=list)
     """What limits a number, such as a baseline that read only a part of the training text."""
 

@@ -22,6 +22,7 @@ from valkyrie_core.inventory import RunPlace, find_run, is_transcript, list_runs
 from valkyrie_core.paths import typed_path
 from valkyrie_core.report import (
     AllocateReport,
+    CalibrateReport,
     CompareReport,
     DoctorReport,
     EvalReport,
@@ -224,12 +225,20 @@ def evaluate(
     runs_dir: str | Path = "runs",
     context: Literal["window", "carried"] = "window",
     weights: Weights = "fp32",
+    halt: str | None = None,
+    min_depth: int | None = None,
+    max_depth: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> EvalReport:
     """Bits per byte on every validation corpus of a run's recipe, with baselines.
 
+    Of a model with loops or steps also what every depth scores, and what ending early saves.
+
     Args:
         context: what a token is predicted from; see `valkyrie_core.evaluate.bits.Context`.
+        halt: what ends thought early, such as kl=0.001, argmax=2, latent=0.03, confidence=0.9 or
+            q_halt; `none`; `calibrated`. Left out: what `calibrate` kept, else the recipe's rule.
+        min_depth, max_depth: loops or steps, at least and at most.
         weights: the format of the matrices. For any but fp32 the weights as trained are scored as
             well, and the report says what the format costs.
         progress: called with the corpus, the positions read, and their total.
@@ -241,8 +250,50 @@ def evaluate(
     from valkyrie_core.runs.evaluation import evaluate_run
 
     return evaluate_run(
-        find_run(run, runs_dir), context=context, weights=weights, progress=progress
+        find_run(run, runs_dir),
+        context=context,
+        weights=weights,
+        progress=progress,
+        halt=halt,
+        min_depth=min_depth,
+        max_depth=max_depth,
     )
+
+
+def calibrate(
+    run: str | Path | None = None,
+    *,
+    runs_dir: str | Path = "runs",
+    risk: float = 0.02,
+    delta: float = 0.05,
+    seed: int = 0,
+    save: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> CalibrateReport:
+    """Chooses from which confidence on thought may end, with a guarantee, and keeps it in the run.
+
+    Half of the held-out questions (of text: documents) choose, the other half tests.
+
+    Args:
+        risk: how often ending early may make a right answer wrong; of text, the share of a
+            document's tokens that may be others.
+        delta: the chance that is taken of more than that.
+        seed: of the halves.
+        save: keeps the threshold, which `evaluate` then goes by.
+        progress: called with what is read, how much of it, and the total.
+
+    Raises:
+        UsageError: the run has learned no confidence, or risk or delta is no share.
+        MissingError: there is no such run, or its texts are gone.
+        CheckpointError: no checkpoint is valid, or the texts are not those of the training.
+    """
+    from valkyrie_core.runs.calibration import calibrate_run
+
+    for name, value in (("risk", risk), ("delta", delta)):
+        if not 0 < value < 1:
+            raise UsageError(f"{name} is a share between 0 and 1, not {value:g}")
+    place = find_run(run, runs_dir)
+    return calibrate_run(place, risk=risk, delta=delta, seed=seed, save=save, progress=progress)
 
 
 def evaluate_long_context(

@@ -8,19 +8,24 @@ from collections.abc import Callable
 from valkyrie_core.cache import cache_dir
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.readers.questions import QuestionsCorpus
-from valkyrie_core.errors import CheckpointError
+from valkyrie_core.errors import CheckpointError, MissingError, UsageError
 from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
+from valkyrie_core.evaluate.thinking import QHaltConfig, Rule, full_depth, rule_of
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.canvas_core import CanvasConfig
 from valkyrie_core.nn.models import Model
+from valkyrie_core.nn.recursive import RecursiveConfig
 from valkyrie_core.nn.weights import rounded
-from valkyrie_core.report import Accuracy, CorpusScore, EvalReport, Weights
+from valkyrie_core.report import Accuracy, CorpusScore, EvalReport, ThinkingScore, Weights
+from valkyrie_core.runs.calibrated import Calibrated, read_calibrated
 from valkyrie_core.runs.talk import precision_of
+from valkyrie_core.runs.thinking import thinking_of
 from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
-from valkyrie_core.train.load import load_run
+from valkyrie_core.train.load import LoadedRun, load_run
 
 LEAST_FOR_XZ = 1024
 """Bytes of text; of less an .xz file is mostly its headers."""
@@ -32,10 +37,14 @@ def evaluate_run(
     context: Context,
     weights: Weights,
     progress: Callable[[str, int, int], None] | None,
+    halt: str | None = None,
+    min_depth: int | None = None,
+    max_depth: int | None = None,
 ) -> EvalReport:
     """See `valkyrie_core.runs.evaluate`."""
     began = time.perf_counter()
-    model, tokenizer, recipe, checkpoint = load_run(place.path)
+    loaded = load_run(place.path)
+    model, tokenizer, recipe, checkpoint = loaded
     dataset = prepare(recipe.data, tokenizer=tokenizer, progress=tell_now_and_then())
     if dataset.fingerprint != checkpoint.meta["data_fingerprint"]:
         raise CheckpointError(
@@ -43,6 +52,8 @@ def evaluate_run(
             "asked to predict",
             hint="put the texts back as they were, or train again",
         )
+    rule, calibrated = _rule(place, loaded, halt, min_depth)
+    _check_depths(model, halt, min_depth, max_depth)
     precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
     if weights != "fp32":
         # as `generate` and `chat` compute
@@ -76,6 +87,19 @@ def evaluate_run(
         for name, corpus in recipe.data.corpora.items()
         if isinstance(corpus, QuestionsCorpus)
     }
+    thought = {
+        name: thinking_of(
+            rounded(model, weights, precision),
+            dataset.corpora[name].validation,
+            questions=isinstance(corpus, QuestionsCorpus),
+            context_len=first.context_len,
+            precision=precision,
+            rule=rule,
+            calibrated=calibrated,
+            max_depth=max_depth,
+        )
+        for name, corpus in recipe.data.corpora.items()
+    }
     return EvalReport(
         run=place.name,
         step=checkpoint.step,
@@ -86,10 +110,56 @@ def evaluate_run(
         weights=weights,
         seconds=time.perf_counter() - began,
         corpora={
-            name: _report(score, as_trained[name].bpb if as_trained else None, asked.get(name))
+            name: _report(
+                score,
+                as_trained[name].bpb if as_trained else None,
+                asked.get(name),
+                thought[name],
+            )
             for name, score in scores.items()
         },
     )
+
+
+def _rule(
+    place: RunPlace, loaded: LoadedRun, halt: str | None, min_depth: int | None
+) -> tuple[Rule | None, Calibrated | None]:
+    """What ends thought early: what is asked for, else what was calibrated, else the recipe's."""
+    if halt == "none":
+        return None, None
+    if halt is not None and halt != "calibrated":
+        return rule_of(halt, min_depth=min_depth or 1), None
+    calibrated = read_calibrated(place.path, loaded.checkpoint)
+    if calibrated is not None:
+        return calibrated.rule, calibrated
+    if halt == "calibrated":
+        raise MissingError(
+            f"the run {place.name} is not calibrated", hint=f"valkyrie calibrate {place.path}"
+        )
+    core = loaded.recipe.model.core
+    if isinstance(core, CanvasConfig):
+        return QHaltConfig(min_loops=min_depth or 1), None
+    own = core.halting if isinstance(core, RecursiveConfig) else None
+    if own is not None and min_depth is not None:
+        own = own.model_copy(update={"min_loops": min_depth})
+    return own, None
+
+
+def _check_depths(
+    model: Model, halt: str | None, min_depth: int | None, max_depth: int | None
+) -> None:
+    """Raises UsageError where depths are asked for that can't be."""
+    if full_depth(model) == 1:
+        if halt not in (None, "none") or min_depth is not None or max_depth is not None:
+            raise UsageError(
+                "the run's model has no depths: every token runs through all of its layers once",
+                hint="cores of the types recursive and canvas have them",
+            )
+        return
+    if (min_depth or 1) > (max_depth or full_depth(model)):
+        raise UsageError(
+            f"--min-depth {min_depth} is more than the {max_depth or full_depth(model)} there are"
+        )
 
 
 def _accuracy(found: Answered) -> Accuracy:
@@ -102,7 +172,10 @@ def _accuracy(found: Answered) -> Accuracy:
 
 
 def _report(
-    score: corpora.CorpusScore, fp32_bpb: float | None, accuracy: Accuracy | None
+    score: corpora.CorpusScore,
+    fp32_bpb: float | None,
+    accuracy: Accuracy | None,
+    thinking: ThinkingScore | None,
 ) -> CorpusScore:
     baselines: dict[str, float | None] = {}
     notes = []
@@ -131,5 +204,6 @@ def _report(
         fp32_bpb=fp32_bpb,
         weights_cost_bpb=None if fp32_bpb is None else score.bpb - fp32_bpb,
         accuracy=accuracy,
+        thinking=thinking,
         notes=notes,
     )

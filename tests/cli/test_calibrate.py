@@ -1,0 +1,160 @@
+"""`valkyrie calibrate`, and `valkyrie eval` of models with depths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+CANVAS = """\
+name: small
+runs_dir: {runs}
+data:
+  corpora:
+    khop:
+      type: questions
+      task: {{type: khop, symbols: 4, hops: [1]}}
+      examples: 40
+      validation_examples: 40
+      holdout: {{type: questions, fraction: 0.5}}
+  tokenizer: {{type: bytes}}
+model:
+  dim: 8
+  core:
+    type: {core}
+    blocks: {{attn: {{mixer: {{type: attention, num_heads: 2}}, ffn: {{type: swiglu}}}}}}
+    pattern: [attn]
+    {more}
+train: {{steps: 4, batch_size: 4, {length}log_every: 1, eval_tokens: 256}}
+"""
+KINDS = {
+    "canvas": ("canvas", "{cells: 18, h_cycles: 1, l_cycles: 1, halt_max_steps: 3}", ""),
+    "loops": ("recursive", "{loops: 3, halting: {type: confidence}}", "context_len: 32, "),
+    "plain": ("stack", "{}", "context_len: 32, "),
+}
+
+
+@pytest.fixture(scope="module", params=["canvas", "loops"])
+def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run of a model with depths."""
+    return trained(request.param, tmp_path_factory.mktemp("deep"))
+
+
+def trained(kind: str, folder: Path) -> Path:
+    from valkyrie_core import runs
+    from valkyrie_core.recipe import Recipe
+
+    core, settings, length = KINDS[kind]
+    more = (
+        "\n    ".join(settings.strip("{}").split(", "))
+        if kind != "loops"
+        else ("loops: 3\n    halting: {type: confidence}")
+    )
+    path = folder / "small.yaml"
+    path.write_text(CANVAS.format(runs=folder / "runs", core=core, more=more, length=length))
+    runs.train(Recipe.load(path))
+    return folder / "runs" / "small"
+
+
+def test_no_threshold_holds_with_few_questions(cli: Cli, deep: Path) -> None:
+    outcome = cli("calibrate", str(deep))
+    assert outcome.code == 0
+    assert "No threshold holds a risk of 2.0%, so full depth is kept: it takes 149 questions" in (
+        " ".join(outcome.out.split())
+    )
+    kept = json.loads((deep / "calibration.json").read_text())
+    assert kept["rule"] is None
+    # and eval goes by it: nothing ends early
+    scores = json.loads(cli("eval", str(deep), "--json").out)
+    assert scores["corpora"]["khop"]["thinking"]["halting"] is None
+
+
+def test_a_threshold_is_kept_and_gone_by(cli: Cli, deep: Path) -> None:
+    report = json.loads(cli("calibrate", str(deep), "--risk", "0.5", "--json").out)
+    assert report["schema"] == "valkyrie.calibrate/1"
+    # questions that come twice are dropped
+    assert 15 <= report["test"]["rows"] <= report["rows"] <= 20
+    assert report["tried"][0]["holds"]
+    assert 0 < report["threshold"] < 1
+    assert report["test"]["full_score"] is not None
+    scores = json.loads(cli("eval", str(deep), "--json").out)
+    halting = scores["corpora"]["khop"]["thinking"]["halting"]
+    assert halting["calibrated_risk"] == 0.5
+    assert halting["rule"].startswith("confidence=")
+    assert sum(halting["steps"].values()) == pytest.approx(1)
+    human = cli("eval", str(deep)).out
+    assert "calibrated: risk at most 50.0%" in " ".join(human.split())
+
+
+def test_nothing_is_kept_where_nothing_is_asked_for(cli: Cli, deep: Path) -> None:
+    (deep / "calibration.json").unlink(missing_ok=True)
+    assert cli("calibrate", str(deep), "--no-save").code == 0
+    assert not (deep / "calibration.json").exists()
+    outcome = cli("eval", str(deep), "--halt", "calibrated")
+    assert outcome.code == 4
+    assert f"valkyrie calibrate {deep}" in outcome.err
+
+
+def test_other_weights_are_not_what_was_calibrated(cli: Cli, deep: Path) -> None:
+    cli("calibrate", str(deep), "--risk", "0.5")
+    kept = json.loads((deep / "calibration.json").read_text())
+    (deep / "calibration.json").write_text(json.dumps({**kept, "checkpoint": "another"}))
+    outcome = cli("eval", str(deep), "--json")
+    assert "was calibrated for other weights" in outcome.err
+    assert (
+        json.loads(outcome.out)["corpora"]["khop"]["thinking"]["halting"]["rule"] != (kept["rule"])
+    )
+    (deep / "calibration.json").write_text("{")
+    assert "can't be read, and full depth is kept" in cli("eval", str(deep)).err
+    (deep / "calibration.json").unlink()
+
+
+def test_depths_are_scored_one_by_one(cli: Cli, deep: Path) -> None:
+    args = ("eval", str(deep), "--halt", "kl=0.01", "--min-depth", "2", "--max-depth", "5")
+    thinking = json.loads(cli(*args, "--json").out)["corpora"]["khop"]["thinking"]
+    assert list(thinking["by_depth"]) == ["1", "2", "3", "4", "5"]
+    assert thinking["full_depth"] == 3
+    assert thinking["halting"]["steps"]["1"] == 0
+    assert thinking["halting"]["reasoning_steps"] >= 2
+    assert thinking["calibration_error"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--halt", "entropy"), "there is no rule of halting 'entropy'"),
+        (("--halt", "argmax=1"), "'argmax=1' is no rule of halting"),
+        (("--min-depth", "9"), "--min-depth 9 is more than the 3 there are"),
+        (("--min-depth", "3", "--max-depth", "2"), "--min-depth 3 is more than the 2 there are"),
+    ],
+)
+def test_wrong_depths_are_told(
+    cli: Cli, deep: Path, options: tuple[str, ...], message: str
+) -> None:
+    outcome = cli("eval", str(deep), *options)
+    assert outcome.code == 2
+    assert message in " ".join(outcome.err.split())
+
+
+def test_a_model_without_depths_has_none(
+    cli: Cli, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    plain = trained("plain", tmp_path_factory.mktemp("plain"))
+    assert json.loads(cli("eval", str(plain), "--json").out)["corpora"]["khop"]["thinking"] is None
+    for args in (("eval", str(plain), "--halt", "kl"), ("eval", str(plain), "--max-depth", "2")):
+        outcome = cli(*args)
+        assert outcome.code == 2
+        assert "has no depths" in " ".join(outcome.err.split())
+    outcome = cli("calibrate", str(plain))
+    assert outcome.code == 2
+    assert "no confidence" in " ".join(outcome.err.split())
+
+
+@pytest.mark.parametrize("option", ["--risk", "--delta"])
+def test_a_risk_is_a_share(cli: Cli, deep: Path, option: str) -> None:
+    outcome = cli("calibrate", str(deep), option, "1.5")
+    assert outcome.code == 2
+    assert "is a share between 0 and 1, not 1.5" in " ".join(outcome.err.split())

@@ -1,0 +1,173 @@
+"""Calibrating a run, with all parts wired together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from valkyrie_core.data.dataset import prepare
+from valkyrie_core.data.packing import PackedSplit, chosen
+from valkyrie_core.data.readers.questions import QuestionsCorpus
+from valkyrie_core.errors import CheckpointError, UsageError
+from valkyrie_core.evaluate.calibrate import THRESHOLDS, learn_then_test, rows_needed
+from valkyrie_core.evaluate.thinking import Said, Thought, full_depth, said_by, think
+from valkyrie_core.inventory import RunPlace
+from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.halting import Confidence, ConfidenceConfig
+from valkyrie_core.nn.models import Model
+from valkyrie_core.nn.recursive import Recursive
+from valkyrie_core.report import CalibrateReport, CalibrationTest, TriedThreshold
+from valkyrie_core.runs.calibrated import FILE, Calibrated, checkpoint_hash
+from valkyrie_core.runs.training import tell_now_and_then
+from valkyrie_core.train.device import resolve_precision
+from valkyrie_core.train.load import load_run
+from valkyrie_core.train.storage import Storage
+
+PASSES = 3
+"""With the threshold and without, in turns; the fastest of each counts."""
+DOCUMENT_TOKENS = 512
+"""Of a text, at most: the rows are documents, so more of them say more than longer ones."""
+
+
+def calibrate_run(
+    place: RunPlace,
+    *,
+    risk: float,
+    delta: float,
+    seed: int,
+    save: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> CalibrateReport:
+    """See `valkyrie_core.runs.calibrate`."""
+    began = time.perf_counter()
+    loaded = load_run(place.path)
+    model, recipe = loaded.model, loaded.recipe
+    _check_confidence(model)
+    dataset = prepare(recipe.data, tokenizer=loaded.tokenizer, progress=tell_now_and_then())
+    if dataset.fingerprint != loaded.checkpoint.meta["data_fingerprint"]:
+        raise CheckpointError(
+            "the texts are not those that the run was trained on: it may have read what it is "
+            "asked to predict",
+            hint="put the texts back as they were, or train again",
+        )
+    precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
+    questions = all(isinstance(one, QuestionsCorpus) for one in recipe.data.corpora.values())
+    context_len = recipe.train.longest_context
+
+    def read(split: PackedSplit, rule: ConfidenceConfig | None = None) -> Thought | Said:
+        if isinstance(model, Canvas) or questions:
+            return think(model, split, rule=rule, context_len=context_len, precision=precision)
+        return said_by(model, split, rule=rule, context_len=context_len, precision=precision)
+
+    held_out = [corpus.validation for corpus in dataset.corpora.values()]
+    calibration, test = _halves(held_out, seed, None if questions else DOCUMENT_TOKENS)
+    full = [read(split) for split in calibration]
+
+    def losses_at(threshold: float) -> tuple[list[float], float]:
+        if progress is not None:
+            place_of = THRESHOLDS.index(threshold)
+            progress("thresholds", place_of + 1, len(THRESHOLDS))
+        early = [read(split, ConfidenceConfig(threshold=threshold)) for split in calibration]
+        return _losses(full, early), _mean_steps(early)
+
+    found = learn_then_test(THRESHOLDS, losses_at, risk=risk, delta=delta)
+    rule = None if found.threshold is None else ConfidenceConfig(threshold=found.threshold)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    pairs = {}
+    for number in range(2 * PASSES):
+        with_rule = bool(number % 2)
+        pairs[with_rule] = [read(split, rule if with_rule else None) for split in test]
+        times[with_rule].append(sum(one.seconds for one in pairs[with_rule]))
+    losses = _losses(pairs[False], pairs[True])
+    report = CalibrateReport(
+        run=place.name,
+        step=loaded.checkpoint.step,
+        risk=risk,
+        delta=delta,
+        unit="question" if questions else "document",
+        rows=sum(split.num_documents for split in calibration),
+        rows_needed=rows_needed(risk, delta),
+        full_depth=full_depth(model),
+        threshold=found.threshold,
+        tried=[
+            TriedThreshold(
+                threshold=one.threshold,
+                risk=one.risk,
+                p=one.p,
+                reasoning_steps=one.steps,
+                holds=one.p <= delta,
+            )
+            for one in found.tried
+        ],
+        test=CalibrationTest(
+            rows=len(losses),
+            risk=sum(losses) / len(losses),
+            score=_share(pairs[True]),
+            full_score=_share(pairs[False]),
+            reasoning_steps=_mean_steps(pairs[True]),
+            seconds=min(times[True]),
+            full_seconds=min(times[False]),
+        ),
+        seconds=time.perf_counter() - began,
+    )
+    if save:
+        kept = Calibrated(
+            checkpoint=checkpoint_hash(loaded.checkpoint), rule=rule, risk=risk, delta=delta
+        )
+        Storage().replace_json(place.path / FILE, kept.model_dump(mode="json"))
+    return report
+
+
+def _check_confidence(model: Model) -> None:
+    """Raises UsageError where there is no learned confidence to calibrate."""
+    if isinstance(model, Canvas) and model.max_steps > 1:
+        return
+    core = model.core
+    if isinstance(core, Recursive) and isinstance(core.halting, Confidence) and core.loops > 1:
+        return
+    raise UsageError(
+        "the run has learned no confidence that could be calibrated",
+        hint="train with model.core.halting: {type: confidence}, or a canvas of several steps",
+    )
+
+
+def _halves(
+    splits: Sequence[PackedSplit], seed: int, max_tokens: int | None
+) -> tuple[list[PackedSplit], list[PackedSplit]]:
+    """Half of every split's documents to choose by, and the other half to test on."""
+    first, second = list[PackedSplit](), list[PackedSplit]()
+    for number, split in enumerate(splits):
+        # not by turns: levels of difficulty take turns, too
+        order = np.random.default_rng([seed, number]).permutation(split.num_documents)
+        middle = (len(order) + 1) // 2
+        for half, documents in ((first, order[:middle]), (second, order[middle:])):
+            if len(documents):
+                half.append(chosen(split, sorted(documents.tolist()), max_tokens=max_tokens))
+    if not second:
+        raise UsageError("one held-out document can't be halved: hold out more")
+    return first, second
+
+
+def _losses(full: Sequence[Thought | Said], early: Sequence[Thought | Said]) -> list[float]:
+    """Of every row: 1 where ending early made a right answer wrong; of text, the share of its
+    tokens that are others."""
+    losses: list[float] = []
+    for before, after in zip(full, early, strict=True):
+        if isinstance(before, Said) and isinstance(after, Said):
+            losses += before.differs(after)
+        elif isinstance(before, Thought) and isinstance(after, Thought):
+            pairs = zip(before.right, after.right, strict=True)
+            losses += [float(was and not now) for was, now in pairs]
+    return losses
+
+
+def _mean_steps(found: Sequence[Thought | Said]) -> float:
+    total = sum((one.steps for one in found[1:]), found[0].steps)
+    return sum(depth * count for depth, count in total.items()) / total.total()
+
+
+def _share(found: Sequence[Thought | Said]) -> float | None:
+    right = [x for one in found if isinstance(one, Thought) for x in one.right]
+    return sum(right) / len(right) if right else None

@@ -1,0 +1,118 @@
+"""How much thought a run's answers take, for `valkyrie eval`."""
+
+from __future__ import annotations
+
+from valkyrie_core.data.packing import PackedSplit
+from valkyrie_core.evaluate.bits import bits_per_byte
+from valkyrie_core.evaluate.thinking import (
+    Rule,
+    calibration_error,
+    confidences,
+    full_depth,
+    looping,
+    think,
+)
+from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.models import Model
+from valkyrie_core.report import HaltingScore, ThinkingScore
+from valkyrie_core.runs.calibrated import Calibrated
+
+PASSES = 3
+"""Over the same questions with a rule and without, in turns; the fastest of each counts."""
+TEXT_TOKENS = 32_768
+"""Of a text that is read at every depth."""
+
+
+def thinking_of(
+    model: Model,
+    split: PackedSplit,
+    *,
+    questions: bool,
+    context_len: int,
+    precision: Precision,
+    rule: Rule | None,
+    calibrated: Calibrated | None,
+    max_depth: int | None,
+) -> ThinkingScore | None:
+    """None for a model without depths.
+
+    Args:
+        questions: whether answers are scored; else text.
+        rule: what ends thought early; None: nothing.
+        calibrated: the promise, where the rule is that of it.
+        max_depth: loops or steps at most; None: as in training.
+    """
+    full = max_depth or full_depth(model)
+    if full == 1:
+        return None
+
+    def score(depth: int, own: Rule | None = None) -> float:
+        if questions:
+            found = think(
+                model, split, rule=own, depth=depth, context_len=context_len, precision=precision
+            )
+            return found.share
+        assert not isinstance(model, Canvas)
+        with looping(model, own, depth):
+            return bits_per_byte(
+                model,
+                split,
+                context_len=context_len,
+                context="window",
+                max_tokens=TEXT_TOKENS,
+                precision=precision,
+            ).bpb
+
+    by_depth = {depth: score(depth) for depth in range(1, full + 1)}
+    said = confidences(
+        model, split, context_len=context_len, max_tokens=TEXT_TOKENS, precision=precision
+    )
+    halting = None
+    if rule is not None:
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for number in range(2 * PASSES):
+            own = rule if number % 2 else None
+            found = think(
+                model,
+                split,
+                rule=own,
+                depth=full,
+                context_len=context_len,
+                max_tokens=TEXT_TOKENS if not questions else None,
+                precision=precision,
+            )
+            times[own is not None].append(found.seconds)
+        total = found.steps.total()
+        shares = {depth: found.steps[depth] / total for depth in range(1, full + 1)}
+        halting = HaltingScore(
+            rule=_named(rule),
+            calibrated_risk=calibrated.risk if calibrated else None,
+            score=found.share if questions else score(full, rule),
+            full_score=by_depth[full],
+            reasoning_steps=found.mean_steps,
+            halt_rate=1 - shares[full],
+            steps=shares,
+            seconds=min(times[True]),
+            full_seconds=min(times[False]),
+        )
+    held = None if said is None else said.held.double()
+    return ThinkingScore(
+        unit="steps of a question" if isinstance(model, Canvas) else "loops of a token",
+        measure="right answers" if questions else "bits per byte",
+        full_depth=full_depth(model),
+        by_depth=by_depth,
+        calibration_error=None if said is None else calibration_error(said.said, said.held),
+        brier=None if said is None or held is None else float(((said.said - held) ** 2).mean()),
+        q_halt_mean=None if said is None else float(said.said.mean()),
+        q_continue_mean=None
+        if said is None or said.going_on is None
+        else float(said.going_on.mean()),
+        halting=halting,
+    )
+
+
+def _named(rule: Rule) -> str:
+    """As `--halt` takes it."""
+    value = getattr(rule, "threshold", getattr(rule, "patience", None))
+    return rule.type if value is None else f"{rule.type}={value:.4g}"

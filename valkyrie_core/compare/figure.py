@@ -92,6 +92,8 @@ def _panels(
         found.append((rows, partial(_differences, metrics, report.reference)))
     for corpus in report.contenders[0].accuracy:
         found.append((_HEIGHT, partial(_by_difficulty, report, corpus)))
+    for corpus in dict.fromkeys(name for one in report.contenders for name in one.depths):
+        found.append((_HEIGHT, partial(_by_depth, report, corpus)))
     for title, cost in spent.items():
         found.append((_HEIGHT, partial(_by_cost, report, title, cost)))
     for title, price in prices.items():
@@ -165,6 +167,27 @@ def _by_difficulty(report: CompareReport, corpus: str, axis: Any) -> None:
     axis.set_title(f"{_label(corpus)}: right answers (dashed: one answer for all)", fontsize=12)
     axis.set_xlabel("difficulty")
     axis.set_ylabel("accuracy")
+
+
+def _by_depth(report: CompareReport, corpus: str, axis: Any) -> None:
+    """Accuracy at every depth, and as bars where the design's own rule ends."""
+    deep = [(n, one) for n, one in enumerate(report.contenders) if corpus in one.depths]
+    ruled = [pair for pair in deep if pair[1].depths[corpus].ended]
+    wide = 0.8 / max(1, len(ruled))
+    for place, (number, one) in enumerate(ruled):
+        ended = one.depths[corpus].ended
+        left = [depth + (place - (len(ruled) - 1) / 2) * wide for depth in ended]
+        colour = _look(number)["color"]
+        axis.bar(left, list(ended.values()), width=wide, color=colour, alpha=0.3)
+    for number, one in deep:
+        own = one.depths[corpus].by_depth
+        axis.plot(list(own), list(own.values()), label=_label(one.name), **_look(number))
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_xticks(range(1, 1 + max(len(one.depths[corpus].by_depth) for _, one in deep)))
+    bars = " (bars: ended by the rule)" if ruled else ""
+    axis.set_title(f"{_label(corpus)}: right answers by depth{bars}", fontsize=12)
+    axis.set_xlabel("loops or steps")
+    axis.set_ylabel("share")
 
 
 def _by_cost(report: CompareReport, title: str, cost: Mapping[str, float], axis: Any) -> None:

@@ -75,7 +75,7 @@ def on_one_text(
             recipe = recipe.model_copy(update={"data": first.data, "model": model})
         changes = {
             key: getattr(first.train, key)
-            for key in (*SHARED, "steps")
+            for key in (*_shared(recipe, first), "steps")
             if getattr(recipe.train, key) != getattr(first.train, key)
             and f"train.{key}" not in varied
         }
@@ -101,6 +101,15 @@ def on_one_text(
             )
         recipes[one.name] = _valid(recipe, one.name)
     return recipes, notes
+
+
+def _shared(recipe: Recipe, first: Recipe) -> tuple[str, ...]:
+    """What both read when; a canvas has a question a row, and no windows of text."""
+    kinds = {one.model.core.type == "canvas" for one in (recipe, first)}
+    if kinds == {True, False}:
+        own = ("batch_size", "context_len", "context_schedule", "state_passing")
+        return tuple(key for key in SHARED if key not in own)
+    return SHARED
 
 
 def _from_weights(one: Contender) -> Recipe:

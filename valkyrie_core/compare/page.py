@@ -38,6 +38,7 @@ def comparison_page(report: CompareReport, picture: str, command: str) -> str:
         *(f"- {line}" for line in _drivers(report)),
         "",
         *_accuracies(report),
+        *_depths(report),
         "## The designs",
         "",
         *_designs(report),
@@ -183,6 +184,46 @@ def _accuracies(report: CompareReport) -> list[str]:
         names["accuracy"] = next(iter(report.contenders[0].accuracy))
     told = ", ".join(f"{cell(names[name])} {value:.1%}" for name, value in found.items())
     return [*lines, f"One answer for all questions of a corpus gets right: {told}.", ""]
+
+
+def _depths(report: CompareReport) -> list[str]:
+    """By depth, of designs with loops or steps."""
+    deep = [one for one in report.contenders if one.depths]
+    if not deep:
+        return []
+    lines = ["## Right answers, by depth", ""]
+    for corpus in deep[0].depths:
+        longest = max(len(one.depths[corpus].by_depth) for one in deep)
+        rows = []
+        for one in deep:
+            own = one.depths[corpus]
+            rows.append(_row(f"`{one.name}`", own.by_depth, longest))
+            if own.ended:
+                rows.append(_row("ended there", own.ended, longest))
+        heads = [cell(corpus), *(str(depth) for depth in range(1, longest + 1))]
+        lines += [*table(heads, rows, [0]), ""]
+        for one in deep:
+            own = one.depths[corpus]
+            if own.early is None:
+                continue
+            mean = sum(depth * share for depth, share in own.ended.items())
+            full = own.by_depth[len(own.ended)]
+            lines += [
+                f"By its own rule `{one.name}` ends after {mean:.2f} of {len(own.ended)} on "
+                f"average, with {own.early:.1%} right instead of {full:.1%}.",
+                "",
+            ]
+    return [
+        *lines,
+        "A depth is a loop of every token, or a step of every question; all of them end there. "
+        "Nothing here is calibrated: `valkyrie calibrate` does that, with a guarantee.",
+        "",
+    ]
+
+
+def _row(name: str, values: dict[int, float], longest: int) -> list[str]:
+    told = [f"{share:.1%}" for share in values.values()]
+    return [name, *told, *["-"] * (longest - len(told))]
 
 
 def _views(report: CompareReport) -> list[str]:

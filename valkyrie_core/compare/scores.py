@@ -25,6 +25,7 @@ from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError, ResourceError
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import ItemScore, item_scores
+from valkyrie_core.evaluate.thinking import full_depth, own_rule, think
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.models import Model
 from valkyrie_core.train.checkpoint import step_directory
@@ -60,6 +61,17 @@ class Answers(Config):
     """The share that one answer for all gets right."""
 
 
+class Depths(Config):
+    """What a model with loops or steps scores at each of them, and where its recipe's rule ends."""
+
+    by_depth: tuple[float, ...]
+    """The share of right answers where every question is thought about so long, from 1 on."""
+    ended: tuple[float, ...]
+    """The share of tokens, or of questions, that the rule ends there; empty without a rule."""
+    early: float | None
+    """The share of right answers with the rule."""
+
+
 class RunScores(Config):
     """What a model scores."""
 
@@ -73,6 +85,8 @@ class RunScores(Config):
     """By name, in the recipe's order."""
     answers: dict[str, Answers]
     """Of corpora of questions, by name."""
+    depths: dict[str, Depths]
+    """Likewise, of a model that has some."""
 
 
 def scores_of(
@@ -130,8 +144,19 @@ def scores_of(
         for name, asked in recipe.data.corpora.items()
         if isinstance(asked, QuestionsCorpus)
     }
+    depths = {}
+    if full_depth(loaded.model) > 1:
+        depths = {
+            name: _depths(loaded.model, dataset.corpora[name].validation, context_len, precision)
+            for name in answers
+        }
     scores = RunScores(
-        checkpoint=checkpoint, text=how, tokens=tokens, corpora=corpora, answers=answers
+        checkpoint=checkpoint,
+        text=how,
+        tokens=tokens,
+        corpora=corpora,
+        answers=answers,
+        depths=depths,
     )
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +192,19 @@ def _items(
         documents=len({one.document for one in items}),
         items=tuple(tuple(one) for one in items),
     )
+
+
+def _depths(model: Model, split: PackedSplit, context_len: int, precision: Precision) -> Depths:
+    rule, full = own_rule(model), range(1, full_depth(model) + 1)
+    by_depth = tuple(
+        think(model, split, depth=depth, context_len=context_len, precision=precision).share
+        for depth in full
+    )
+    if rule is None:
+        return Depths(by_depth=by_depth, ended=(), early=None)
+    found = think(model, split, rule=rule, context_len=context_len, precision=precision)
+    ended = tuple(found.steps[depth] / found.steps.total() for depth in full)
+    return Depths(by_depth=by_depth, ended=ended, early=found.share)
 
 
 def _answers(found: Answered) -> Answers:

@@ -32,6 +32,7 @@ from valkyrie_core.evaluate.bits import (
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.answering import Done, TokenRule, answers
 from valkyrie_core.nn.canvas import HALT, Canvas, CanvasOutput
+from valkyrie_core.nn.canvas_core import CanvasConfig
 from valkyrie_core.nn.halting import (
     KL,
     Argmax,
@@ -44,7 +45,7 @@ from valkyrie_core.nn.halting import (
 )
 from valkyrie_core.nn.model import IGNORED, HybridLM
 from valkyrie_core.nn.models import Model
-from valkyrie_core.nn.recursive import Recursive
+from valkyrie_core.nn.recursive import Recursive, RecursiveConfig
 from valkyrie_core.nn.state import LMState
 
 BATCH_SIZE = 32
@@ -114,6 +115,14 @@ class Thought(NamedTuple):
     def mean_steps(self) -> float:
         """Depth of a token, or of a question."""
         return sum(depth * count for depth, count in self.steps.items()) / self.steps.total()
+
+
+def own_rule(model: Model) -> Rule | None:
+    """What ends thought early by the recipe."""
+    core = model.config.core
+    if isinstance(core, CanvasConfig):
+        return QHaltConfig()
+    return core.halting if isinstance(core, RecursiveConfig) else None
 
 
 def full_depth(model: Model) -> int:

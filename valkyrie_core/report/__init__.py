@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TriedThreshold,
     )
     from valkyrie_core.report.comparison import (
+        ComparedDepths,
         ComparedDesign,
         ComparedMetric,
         ComparedView,
@@ -91,6 +92,7 @@ __all__ = [
     "ChatTurn",
     "Check",
     "CompareReport",
+    "ComparedDepths",
     "ComparedDesign",
     "ComparedMetric",
     "ComparedView",
@@ -156,6 +158,7 @@ _PLACES = {
     "ChatTurn": "inference",
     "Check": "machine",
     "CompareReport": "comparison",
+    "ComparedDepths": "comparison",
     "ComparedDesign": "comparison",
     "ComparedMetric": "comparison",
     "ComparedView": "comparison",

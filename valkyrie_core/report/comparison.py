@@ -67,6 +67,17 @@ class ComparedMetric(Part):
     """Of the contender; after Holm's correction."""
 
 
+class ComparedDepths(Part):
+    """What a design with loops or steps scores at each of them; means over seeds."""
+
+    by_depth: dict[int, float]
+    """The share of right answers where every question is thought about for so long."""
+    ended: dict[int, float]
+    """The share of tokens, or of questions, that its recipe's rule ends there; empty without."""
+    early: float | None
+    """The share of right answers with the rule; None without."""
+
+
 class ComparedDesign(Part):
     """One contender, as it was trained."""
 
@@ -99,6 +110,8 @@ class ComparedDesign(Part):
     per byte."""
     accuracy: dict[str, dict[int, float]]
     """By corpus of questions and level of difficulty, mean over seeds."""
+    depths: dict[str, ComparedDepths] = Field(default_factory=dict)
+    """By corpus of questions, of a design that has some."""
 
 
 class DroppedDesign(Part):

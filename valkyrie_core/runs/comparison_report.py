@@ -23,6 +23,7 @@ from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.plan.parameters import count_parameters, unrolled_parameters, weightless
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import (
+    ComparedDepths,
     ComparedDesign,
     ComparedView,
     CompareReport,
@@ -111,7 +112,28 @@ def _design(contender: Contender, done: Sequence[Trained]) -> ComparedDesign:
         scores=means,
         primary=[primary(one.scores).value for one in done],
         accuracy=_accuracy([one.scores for one in done]),
+        depths=_depths([one.scores for one in done]),
     )
+
+
+def _depths(scores: Sequence[RunScores]) -> dict[str, ComparedDepths]:
+    """Means over seeds, by corpus."""
+    found = {}
+    for name in scores[0].depths:
+        own = [run.depths[name] for run in scores]
+        early = [one.early for one in own if one.early is not None]
+        found[name] = ComparedDepths(
+            by_depth=_numbered([one.by_depth for one in own]),
+            ended=_numbered([one.ended for one in own]),
+            early=math.fsum(early) / len(early) if early else None,
+        )
+    return found
+
+
+def _numbered(values: Sequence[Sequence[float]]) -> dict[int, float]:
+    """Means over seeds, by depth from 1 on."""
+    columns = zip(*values, strict=True)
+    return {depth: math.fsum(own) / len(own) for depth, own in enumerate(columns, 1)}
 
 
 def _accuracy(scores: Sequence[RunScores]) -> dict[str, dict[int, float]]:

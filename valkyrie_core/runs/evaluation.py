@@ -12,12 +12,10 @@ from valkyrie_core.errors import CheckpointError, MissingError, UsageError
 from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
-from valkyrie_core.evaluate.thinking import QHaltConfig, Rule, full_depth, rule_of
+from valkyrie_core.evaluate.thinking import Rule, full_depth, own_rule, rule_of
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.canvas_core import CanvasConfig
 from valkyrie_core.nn.models import Model
-from valkyrie_core.nn.recursive import RecursiveConfig
 from valkyrie_core.nn.weights import rounded
 from valkyrie_core.report import Accuracy, CorpusScore, EvalReport, ThinkingScore, Weights
 from valkyrie_core.runs.calibrated import Calibrated, read_calibrated
@@ -136,10 +134,7 @@ def _rule(
         raise MissingError(
             f"the run {place.name} is not calibrated", hint=f"valkyrie calibrate {place.path}"
         )
-    core = loaded.recipe.model.core
-    if isinstance(core, CanvasConfig):
-        return QHaltConfig(min_loops=min_depth or 1), None
-    own = core.halting if isinstance(core, RecursiveConfig) else None
+    own = own_rule(loaded.model)
     if own is not None and min_depth is not None:
         own = own.model_copy(update={"min_loops": min_depth})
     return own, None

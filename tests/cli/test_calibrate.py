@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 CANVAS = """\
-name: small
+name: {name}
 runs_dir: {runs}
 data:
   corpora:
@@ -43,19 +43,26 @@ def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return trained(request.param, tmp_path_factory.mktemp("deep"))
 
 
-def trained(kind: str, folder: Path) -> Path:
-    from valkyrie_core import runs
-    from valkyrie_core.recipe import Recipe
-
+def written(kind: str, folder: Path, name: str = "small") -> Path:
+    """A small recipe of that kind."""
     core, settings, length = KINDS[kind]
     more = (
         "\n    ".join(settings.strip("{}").split(", "))
         if kind != "loops"
         else ("loops: 3\n    halting: {type: confidence}")
     )
-    path = folder / "small.yaml"
-    path.write_text(CANVAS.format(runs=folder / "runs", core=core, more=more, length=length))
-    runs.train(Recipe.load(path))
+    path = folder / f"{kind}.yaml"
+    path.write_text(
+        CANVAS.format(name=name, runs=folder / "runs", core=core, more=more, length=length)
+    )
+    return path
+
+
+def trained(kind: str, folder: Path) -> Path:
+    from valkyrie_core import runs
+    from valkyrie_core.recipe import Recipe
+
+    runs.train(Recipe.load(written(kind, folder)))
     return folder / "runs" / "small"
 
 
@@ -158,3 +165,25 @@ def test_a_risk_is_a_share(cli: Cli, deep: Path, option: str) -> None:
     outcome = cli("calibrate", str(deep), option, "1.5")
     assert outcome.code == 2
     assert "is a share between 0 and 1, not 1.5" in " ".join(outcome.err.split())
+
+
+def test_designs_with_depths_are_compared(cli: Cli, tmp_path: Path) -> None:
+    paths = [str(written(kind, tmp_path, name=kind)) for kind in KINDS]
+    out = tmp_path / "out"
+    command = ("compare", *reversed(paths), "--seeds", "2", "--out", str(out), "--json")
+    outcome = cli(*command, "--runs-dir", str(tmp_path / "runs"))
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    plain, loops, canvas = report["contenders"]
+    assert plain["depths"] == {}
+    assert list(loops["depths"]["khop"]["by_depth"]) == ["1", "2", "3"]
+    assert sum(canvas["depths"]["khop"]["ended"].values()) == pytest.approx(1)
+    assert canvas["depths"]["khop"]["early"] is not None
+    # a canvas keeps its own rows: cells instead of a context
+    assert canvas["tokens"] == pytest.approx(plain["tokens"], rel=0.2)
+    page = (out / "comparison.md").read_text()
+    assert "## Right answers, by depth" in page
+    assert "By its own rule `canvas` ends after" in page
+    again = cli(*command, "--runs-dir", str(tmp_path / "runs"))
+    kept = [json.loads(one.out) for one in (outcome, again)]
+    assert kept[0]["contenders"] == kept[1]["contenders"]

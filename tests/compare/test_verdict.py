@@ -20,6 +20,7 @@ def scores(bits: dict[str, list[float]], sizes: list[int]) -> RunScores:
         text="x",
         tokens=1000,
         answers={},
+        depths={},
         corpora={
             name: CorpusItems(
                 stretches=False,

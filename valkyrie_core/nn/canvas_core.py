@@ -130,7 +130,7 @@ class CanvasCore(nn.Module):
         self.out_norm = build_norm(norm, dim)
         for name in ("H_init_D", "L_init_D"):
             # drawn once and never trained, as in the paper
-            self.register_buffer(name, nn.init.trunc_normal_(torch.empty(dim)))
+            self.register_buffer(name, torch.randn(dim).clamp(-2, 2))
 
     @property
     def own_parameters(self) -> int:

@@ -192,6 +192,16 @@ class Canvas(Backbone):
             )
         return found
 
+    @property
+    def training_flops(self) -> int:
+        """Of a step of supervision, per cell."""
+        head, costs = 2 * self.head.weight.numel(), self.costs(self.cells)
+        total = 3 * head + sum(cost.training_flops for _, cost in costs)
+        if self.core.config.halting.type == "q_learning":
+            # it looks one step ahead
+            total += head + sum(cost.flops_per_token for _, cost in costs)
+        return total
+
     def init_state(self, batch_size: int) -> LMState:
         """Of no layer: a document is read at once."""
         weight = next(self.head_norm.parameters())

@@ -102,8 +102,9 @@ class DeepSupervision:
             found.append(one)
         self._after = self._stepped(before, found, last_B)
         num_scored = int((before.targets_BC != IGNORED).sum())
-        flops = 3 * B * C * sum(self._model.flops_per_token(C).values())
-        return Work(nats / max(1, num_scored), num_scored, B * C, flops)
+        return Work(
+            nats / max(1, num_scored), num_scored, B * C, B * C * self._model.training_flops
+        )
 
     def settle(self, step: int) -> None:
         """The carry goes on."""

@@ -22,7 +22,7 @@ class Work(NamedTuple):
     num_tokens: int
     """Tokens read."""
     flops: int
-    """Three times those of a forward pass."""
+    """Three times those of a forward pass, but for what runs without gradients."""
 
 
 class Objective(Protocol):

@@ -1,0 +1,231 @@
+"""Sudoku on a canvas: what each part of recursive reasoning is worth, and what halting saves.
+
+    python -m benchmarks.sudoku               # trains what is missing, writes the tables
+    python -m benchmarks.sudoku --tables      # only writes docs/reasoning.md anew
+
+The recipe `canvas`, whole and with one part changed, three seeds each. Every trained model is asked
+the held-out sudokus at every depth, by every rule of halting, with its seconds beside those of full
+depth, and is calibrated. A queue that outlives an interruption by whole trainings.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import result, tables
+from benchmarks.jobs import Study, run_study
+from valkyrie_core import Recipe, runs
+from valkyrie_core.allocate.statistics import mean_of
+from valkyrie_core.data.dataset import prepare
+from valkyrie_core.errors import ValkyrieError
+from valkyrie_core.train.storage import Storage
+
+log = logging.getLogger("valkyrie")
+
+RECIPE = "canvas"
+SEEDS = (0, 1, 2)
+PAGE = result.ROOT / "docs" / "reasoning.md"
+FOLDER = result.RESULTS / "sudoku"
+NAME = "sudoku"
+RISK = 0.02
+
+
+class Arm(NamedTuple):
+    """What is changed."""
+
+    title: str
+    overrides: tuple[str, ...]
+
+
+ARMS = {
+    "canvas": Arm("as it is", ()),
+    "one_step": Arm("gradient through the last turn of f", ("model.core.gradient_cycles=0",)),
+    "alone": Arm("no deep supervision: one step", ("model.core.halt_max_steps=1",)),
+    "no_ema": Arm("no average of the weights", ("train.ema=null",)),
+    "bias_0": Arm("halting bias 0", ("model.core.halting.bias=0",)),
+    "bias_1": Arm("halting bias +1", ("model.core.halting.bias=1",)),
+    "q_learning": Arm("q_halt and q_continue", ("model.core.halting.type=q_learning",)),
+}
+RULES = ("q_halt", "confidence=0.9", "kl=0.001", "latent=0.03", "argmax=2")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains what is missing, then writes the page."""
+    about = __doc__.splitlines()[0]
+    module = "benchmarks.sudoku"
+    study = Study(module, about, ARMS, SEEDS, _file, _train, _prepare, _write_page)
+    return run_study(study, arguments)
+
+
+def _prepare(_runs_dir: Path) -> None:
+    prepare(Recipe.load(RECIPE).data)
+
+
+def _file(arm: str, seed: int) -> Path:
+    return FOLDER / f"{arm}-{seed}.json"
+
+
+def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
+    """The recipe of one training."""
+    own = [f"name={NAME}-{arm}-{seed}", f"seed={seed}", f"runs_dir={runs_dir}"]
+    return Recipe.load(RECIPE, [*own, *ARMS[arm].overrides])
+
+
+def _train(arm: str, seed: int, runs_dir: Path) -> None:
+    torch.set_num_threads(1)
+    recipe = arm_recipe(arm, seed, runs_dir)
+    folder = runs_dir / recipe.name
+    report = runs.train(recipe, resume=(folder / "recipe.json").exists())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
+    steps = {
+        row["step"]: row["recursion"]["reasoning_steps"] for row in rows if row["kind"] == "train"
+    }
+    content = {
+        "arm": arm,
+        "seed": seed,
+        "parameters": report.parameters,
+        "seconds": report.seconds,
+        "reasoning_steps": steps,
+        "origin": result.origin()._asdict(),
+        **asked(folder),
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    Storage().replace_json(_file(arm, seed), content)
+
+
+def asked(folder: Path) -> dict[str, Any]:
+    """What a trained run says by depth, by rule, and calibrated."""
+    full = runs.evaluate(folder, halt="none").corpora["sudoku"]
+    assert full.accuracy is not None
+    found: dict[str, Any] = {
+        "share": full.accuracy.share,
+        "by_difficulty": full.accuracy.by_difficulty,
+        "bpb": full.bpb,
+        "thinking": None if full.thinking is None else full.thinking.model_dump(mode="json"),
+        "rules": {},
+        "calibrated": None,
+    }
+    if full.thinking is None:
+        return found
+    for rule in RULES:
+        thinking = runs.evaluate(folder, halt=rule).corpora["sudoku"].thinking
+        assert thinking is not None
+        assert thinking.halting is not None
+        found["rules"][rule] = thinking.halting.model_dump(mode="json")
+    calibrated = runs.calibrate(folder, risk=RISK)
+    found["calibrated"] = calibrated.model_dump(mode="json")
+    return found
+
+
+def _write_page() -> None:
+    paths = [_file(arm, seed) for arm in ARMS for seed in SEEDS]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    if not found:
+        raise ValkyrieError("there is no result yet", hint="python -m benchmarks.sudoku")
+    text = PAGE.read_text(encoding="utf-8")
+    text = tables.put(text, NAME, parts_table(found))
+    text = tables.put(text, "halting", halting_table(found))
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def parts_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Right answers of every arm."""
+    levels = list(found[0]["by_difficulty"])
+    heads = ["", *(f"{level} blanks" for level in levels)]
+    lines = [
+        "| arm | right answers" + " | ".join(heads) + " | steps in training | seconds | seeds |",
+        "|---" * 1 + "|---:" * (len(levels) + 4) + "|",
+    ]
+    for arm, own in ARMS.items():
+        results = [one for one in found if one["arm"] == arm]
+        if not results:
+            continue
+        shares = [mean_of([one["by_difficulty"][level] for one in results]) for level in levels]
+        thought = mean_of([_last(one["reasoning_steps"]) for one in results]).value
+        lines.append(
+            f"| {own.title} | {_percent([one['share'] for one in results])} | "
+            + " | ".join(f"{share.value:.1%}" for share in shares)
+            + f" | {thought:.1f} | {mean_of([one['seconds'] for one in results]).value:.0f} | "
+            f"{len(results)} |"
+        )
+    origin = found[0]["origin"]
+    partial = "" if len(found) == len(ARMS) * len(SEEDS) else " **Partial: more seeds to come.**"
+    lines += [
+        "",
+        f"Means over seeds, Student's 95 % intervals; one thread, {origin['processor']}, "
+        f"{origin['date']}.{partial}",
+    ]
+    return "\n".join(lines)
+
+
+def _last(steps: Mapping[str, float | None]) -> float:
+    """Steps of the questions that ended in the last logged stretch."""
+    known = [value for value in steps.values() if value is not None]
+    return known[-1]
+
+
+def _percent(shares: Sequence[float]) -> str:
+    mean = mean_of(list(shares))
+    width = "" if mean.half_width is None else f" ± {mean.half_width:.1%}"
+    return f"{mean.value:.1%}{width}"
+
+
+def halting_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """What every rule saves and costs, of the whole recipe's models."""
+    results = [one for one in found if one["arm"] == "canvas" and one["rules"]]
+    lines = [
+        "| rule | right answers | points lost | steps | fewer steps | fewer seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    if not results:
+        return "\n".join([*lines, "", "**Partial: nothing is there yet.**"])
+    full = results[0]["thinking"]["full_depth"]
+    shares = [one["share"] for one in results]
+    lines.append(f"| all {full} steps | {_percent(shares)} | | {full} | | |")
+    for rule in RULES:
+        own = [one["rules"][rule] for one in results]
+        lines.append(_row(rule, own, full))
+    own = [_calibrated(one["calibrated"], full) for one in results]
+    lines.append(_row(f"calibrated, risk {RISK:.0%}", own, full))
+    said = [one["thinking"] for one in results]
+    risks = ", ".join(f"{one['calibrated']['test']['risk']:.2%}" for one in results)
+    lines += [
+        "",
+        f"Calibration of the confidence, over all steps: expected calibration error "
+        f"{mean_of([one['calibration_error'] for one in said]).value:.3f}, Brier score "
+        f"{mean_of([one['brier'] for one in said]).value:.3f}. Risk measured on the sudokus that "
+        f"did not choose the threshold, by seed: {risks}.",
+    ]
+    return "\n".join(lines)
+
+
+def _calibrated(report: Mapping[str, Any], full: int) -> dict[str, float]:
+    """As a rule is told, on the rows that did not choose."""
+    test = report["test"]
+    return {
+        "score": test["score"],
+        "full_score": test["full_score"],
+        "reasoning_steps": test["reasoning_steps"],
+        "seconds": test["seconds"],
+        "full_seconds": test["full_seconds"],
+    }
+
+
+def _row(title: str, own: Sequence[Mapping[str, float]], full: int) -> str:
+    lost = mean_of([one["full_score"] - one["score"] for one in own]).value
+    steps = mean_of([one["reasoning_steps"] for one in own]).value
+    seconds = mean_of([one["seconds"] / one["full_seconds"] for one in own]).value
+    return (
+        f"| `{title}` | {_percent([one['score'] for one in own])} | {100 * lost:.1f} | {steps:.2f} "
+        f"| {1 - steps / full:.0%} | {1 - seconds:.0%} |"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -13,6 +13,7 @@ from valkyrie_core.errors import UsageError
 from valkyrie_core.evaluate.answers import right_answers
 from valkyrie_core.evaluate.thinking import (
     QHaltConfig,
+    by_depth,
     calibration_error,
     confidences,
     full_depth,
@@ -104,6 +105,10 @@ def test_a_depth_is_that_of_a_model_that_never_goes_deeper(name: str, split: Pac
         think(shallow, split, context_len=64).right
     )
     assert think(model, split, depth=1, context_len=64).steps.keys() == {1}
+    shares = by_depth(model, split, 5, context_len=64)
+    for depth, share in shares.items():
+        assert share == think(model, split, depth=depth, context_len=64).share
+    assert list(shares) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("name", CORES)

@@ -25,7 +25,7 @@ from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError, ResourceError
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import ItemScore, item_scores
-from valkyrie_core.evaluate.thinking import full_depth, own_rule, think
+from valkyrie_core.evaluate.thinking import by_depth, full_depth, own_rule, think
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.models import Model
 from valkyrie_core.train.checkpoint import step_directory
@@ -196,15 +196,13 @@ def _items(
 
 def _depths(model: Model, split: PackedSplit, context_len: int, precision: Precision) -> Depths:
     rule, full = own_rule(model), range(1, full_depth(model) + 1)
-    by_depth = tuple(
-        think(model, split, depth=depth, context_len=context_len, precision=precision).share
-        for depth in full
-    )
+    shares = by_depth(model, split, full[-1], context_len=context_len, precision=precision)
+    depths = tuple(shares.values())
     if rule is None:
-        return Depths(by_depth=by_depth, ended=(), early=None)
+        return Depths(by_depth=depths, ended=(), early=None)
     found = think(model, split, rule=rule, context_len=context_len, precision=precision)
     ended = tuple(found.steps[depth] / found.steps.total() for depth in full)
-    return Depths(by_depth=by_depth, ended=ended, early=found.share)
+    return Depths(by_depth=depths, ended=ended, early=found.share)
 
 
 def _answers(found: Answered) -> Answers:

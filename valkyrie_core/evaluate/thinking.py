@@ -174,6 +174,49 @@ def think(
     return Thought(right, steps, time.perf_counter() - began)
 
 
+def by_depth(
+    model: Model,
+    split: PackedSplit,
+    deepest: int,
+    *,
+    context_len: int,
+    precision: Precision = "fp32",
+) -> dict[int, float]:
+    """The share of right documents where everything is thought about for so long and no longer."""
+    depths = range(1, deepest + 1)
+    if not isinstance(model, Canvas):
+        return {
+            depth: think(
+                model, split, depth=depth, context_len=context_len, precision=precision
+            ).share
+            for depth in depths
+        }
+    # the steps of one pass are those of all shallower ones
+    right_D = torch.zeros(deepest, dtype=torch.int64)
+
+    def read(
+        tokens_BT: Tensor, targets_BT: Tensor, state: LMState, doc_BT: Tensor
+    ) -> tuple[Tensor, LMState]:
+        tokens_BC, targets_BC = model.laid_out(tokens_BT, targets_BT)
+        right = [_right_B(out.logits_BCV, targets_BC) for out in model.steps(tokens_BC, deepest)]
+        return torch.stack(right).sum(1), state
+
+    def add(_chunk: Chunk, found_D: Tensor) -> None:
+        right_D.add_(found_D.cpu())
+
+    length = reading_length(model, split, context_len)
+    pieces = cut_documents(split, length, context="carried", max_tokens=None)
+    layout = chunks(split, pieces, batch_size=BATCH_SIZE, context_len=length)
+    read_chunks(model, layout, precision, read, add)
+    return {depth: int(right_D[depth - 1]) / split.num_documents for depth in depths}
+
+
+def _right_B(logits_BCV: Tensor, targets_BC: Tensor) -> Tensor:
+    """Which whole answers of a canvas are right; what is not finite is not."""
+    right_BC = (logits_BCV.argmax(-1) == targets_BC) | (targets_BC == IGNORED)
+    return right_BC.all(1) & logits_BCV.isfinite().all(-1).all(1)
+
+
 def _reader(model: HybridLM) -> Compute[tuple[Tensor, Tensor]]:
     def read(
         tokens_BT: Tensor, targets_BT: Tensor, state: LMState, doc_BT: Tensor
@@ -202,8 +245,7 @@ def _canvas_reader(
         found = answers(
             model, tokens_BC, done, watched_BC=scored_BC, min_steps=least, max_steps=depth
         )
-        right_BC = (found.logits_BCV.argmax(-1) == targets_BC) | ~scored_BC
-        right_B = right_BC.all(1) & found.logits_BCV.isfinite().all(-1).all(1)
+        right_B = _right_B(found.logits_BCV, targets_BC)
         wrong_BT, depth_BT = torch.zeros_like(tokens_BT, dtype=torch.bool), tokens_BT * 0
         wrong_BT[:, 0], depth_BT[:, 0] = ~right_B, found.steps_B
         return (wrong_BT, depth_BT), state
@@ -318,8 +360,7 @@ def _canvas_confidences(model: Canvas) -> Compute[tuple[Tensor, ...]]:
     ) -> tuple[tuple[Tensor, ...], LMState]:
         tokens_BC, targets_BC = model.laid_out(tokens_BT, targets_BT)
         outs = list(model.steps(tokens_BC))
-        scored_BC = targets_BC != IGNORED
-        held = [((o.logits_BCV.argmax(-1) == targets_BC) | ~scored_BC).all(1) for o in outs]
+        held = [_right_B(out.logits_BCV, targets_BC) for out in outs]
         q_NQ = torch.cat([out.q_BQ for out in outs]).sigmoid()
         return (q_NQ[:, HALT], torch.cat(held), *q_NQ.T[HALT + 1 :]), state
 

@@ -41,7 +41,7 @@ class HaltingScore(Part):
     steps: dict[int, float]
     """The share that ended at each depth."""
     seconds: float
-    """Of the fastest of some passes over all questions, or all of the text."""
+    """Of the fastest of some passes over the first questions, or over beginnings of documents."""
     full_seconds: float
     """Likewise, at full depth, in turns with the others."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from valkyrie_core.data.packing import PackedSplit
+import functools
+
+from valkyrie_core.data.packing import PackedSplit, chosen
 from valkyrie_core.evaluate.bits import bits_per_byte
 from valkyrie_core.evaluate.thinking import (
     Rule,
+    by_depth,
     calibration_error,
     confidences,
     full_depth,
@@ -19,7 +22,9 @@ from valkyrie_core.report import HaltingScore, ThinkingScore
 from valkyrie_core.runs.calibrated import Calibrated
 
 PASSES = 3
-"""Over the same questions with a rule and without, in turns; the fastest of each counts."""
+"""With a rule and without, in turns; the fastest of each counts."""
+TIMED = 256
+"""Questions, or beginnings of documents, that a pass reads."""
 TEXT_TOKENS = 32_768
 """Of a text that is read at every depth."""
 
@@ -47,12 +52,7 @@ def thinking_of(
     if full == 1:
         return None
 
-    def score(depth: int, own: Rule | None = None) -> float:
-        if questions:
-            found = think(
-                model, split, rule=own, depth=depth, context_len=context_len, precision=precision
-            )
-            return found.share
+    def bits(depth: int, own: Rule | None = None) -> float:
         assert not isinstance(model, Canvas)
         with looping(model, own, depth):
             return bits_per_byte(
@@ -64,32 +64,33 @@ def thinking_of(
                 precision=precision,
             ).bpb
 
-    by_depth = {depth: score(depth) for depth in range(1, full + 1)}
+    if questions:
+        depths = by_depth(model, split, full, context_len=context_len, precision=precision)
+    else:
+        depths = {depth: bits(depth) for depth in range(1, full + 1)}
     said = confidences(
         model, split, context_len=context_len, max_tokens=TEXT_TOKENS, precision=precision
     )
     halting = None
     if rule is not None:
+        ask = functools.partial(
+            think, model, depth=full, context_len=context_len, precision=precision
+        )
+        found = ask(split, rule=rule, max_tokens=None if questions else TEXT_TOKENS)
+        timed = chosen(
+            split, range(min(TIMED, split.num_documents)), max_tokens=TEXT_TOKENS // TIMED
+        )
         times: dict[bool, list[float]] = {False: [], True: []}
-        for number in range(2 * PASSES):
-            own = rule if number % 2 else None
-            found = think(
-                model,
-                split,
-                rule=own,
-                depth=full,
-                context_len=context_len,
-                max_tokens=TEXT_TOKENS if not questions else None,
-                precision=precision,
-            )
-            times[own is not None].append(found.seconds)
+        for _ in range(PASSES):
+            times[False].append(ask(timed).seconds)
+            times[True].append(ask(timed, rule=rule).seconds)
         total = found.steps.total()
         shares = {depth: found.steps[depth] / total for depth in range(1, full + 1)}
         halting = HaltingScore(
             rule=_named(rule),
             calibrated_risk=calibrated.risk if calibrated else None,
-            score=found.share if questions else score(full, rule),
-            full_score=by_depth[full],
+            score=found.share if questions else bits(full, rule),
+            full_score=depths[full],
             reasoning_steps=found.mean_steps,
             halt_rate=1 - shares[full],
             steps=shares,
@@ -101,7 +102,7 @@ def thinking_of(
         unit="steps of a question" if isinstance(model, Canvas) else "loops of a token",
         measure="right answers" if questions else "bits per byte",
         full_depth=full_depth(model),
-        by_depth=by_depth,
+        by_depth=depths,
         calibration_error=None if said is None else calibration_error(said.said, said.held),
         brier=None if said is None or held is None else float(((said.said - held) ** 2).mean()),
         q_halt_mean=None if said is None else float(said.said.mean()),

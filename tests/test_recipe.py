@@ -202,3 +202,33 @@ def test_names_of_a_recipe_in_messages_are_safe() -> None:
     with pytest.raises(RecipeError) as caught:
         load(text=text)
     assert r"no block 'attn' - the blocks are rwkv, \x1b[31mattn" in caught.value.message
+
+
+def test_memory_tokens_of_a_looped_model_stand_in_the_text() -> None:
+    recipe = Recipe.load("tiny/recursive")
+    assert recipe.data.memory_tokens == 2
+    assert Recipe.load("tiny/rwkv7").data.memory_tokens == 0
+    assert Recipe.load("tiny/recursive", ["data.memory_tokens=2"]).data == recipe.data
+    with pytest.raises(RecipeError, match="3 is not the model's"):
+        Recipe.load("tiny/recursive", ["data.memory_tokens=3"])
+    # what is written and read again is the same
+    assert Recipe.model_validate_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.context_len=64", "64 is not the canvas's 22 cells"),
+        ("train.state_passing={}", "a canvas knows no such thing"),
+        ("train.compile={}", "a canvas knows no such thing"),
+        ("data.corpora.sudoku={type: arithmetic}", "a canvas answers questions alone"),
+        (
+            "data.corpora.sudoku.task={type: khop, symbols: 3, hops: [1], asked: 2}",
+            "one question at a time",
+        ),
+    ],
+)
+def test_a_canvas_reads_questions_as_a_whole(override: str, message: str) -> None:
+    assert Recipe.load("tiny/canvas").train.context_len == 22
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load("tiny/canvas", [override])

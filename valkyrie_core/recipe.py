@@ -14,6 +14,7 @@ from valkyrie_core.data.dataset import DataConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.canvas_core import CanvasConfig
+from valkyrie_core.nn.recursive import RecursiveConfig
 from valkyrie_core.recipe_explain import explain
 from valkyrie_core.recipe_files import find_recipe, read_recipe_bytes
 from valkyrie_core.recipe_overrides import Overrides, apply_overrides
@@ -52,6 +53,20 @@ class Recipe(Config):
             raise MisfitError(
                 f"{self.model.vocab_size} is not the tokenizer's size ({size}) - leave it out",
                 ("model", "vocab_size"),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_is_the_models(self) -> Recipe:
+        core = self.model.core
+        size = core.memory_tokens if isinstance(core, RecursiveConfig) else 0
+        if "memory_tokens" not in self.data.model_fields_set:
+            data = self.data.model_copy(update={"memory_tokens": size})
+            object.__setattr__(self, "data", data)
+        elif self.data.memory_tokens != size:
+            raise MisfitError(
+                f"{self.data.memory_tokens} is not the model's ({size}) - leave it out",
+                ("data", "memory_tokens"),
             )
         return self
 

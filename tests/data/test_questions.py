@@ -9,6 +9,7 @@ import pytest
 
 from valkyrie_core.data.dataset import DataConfig, Dataset, prepare
 from valkyrie_core.data.questions import QuestionStream
+from valkyrie_core.data.tokenizer import EMPTY
 from valkyrie_core.errors import RecipeError
 
 
@@ -86,3 +87,20 @@ def test_what_has_no_room_is_told(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         stream(data(tmp_path, khop=khop(4, **task)), cells=cells)
+
+
+def test_memory_stands_before_every_document_and_is_never_scored(tmp_path: Path) -> None:
+    plain = data(tmp_path, khop=khop(12)).corpora["khop"].train
+    tree = {"corpora": {"khop": khop(12)}, "tokenizer": {"type": "bytes"}, "memory_tokens": 3}
+    dataset = prepare(DataConfig.model_validate(tree), cache=tmp_path / "cache")
+    with_memory = dataset.corpora["khop"].train
+    assert with_memory.scored is not None
+    assert plain.scored is not None
+    for index in range(plain.num_documents):
+        own = with_memory.document_tokens(index).tolist()
+        assert own == [EMPTY] * 3 + plain.document_tokens(index).tolist()
+        start = with_memory.doc_starts[index]
+        assert not with_memory.scored[start + 1 : start + 4].any()
+    assert int(with_memory.scored.sum()) == int(plain.scored.sum())
+    assert list(with_memory.texts(dataset.tokenizer)) == list(plain.texts(dataset.tokenizer))
+    assert data(tmp_path, khop=khop(12)).fingerprint != dataset.fingerprint

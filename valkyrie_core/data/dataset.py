@@ -48,6 +48,9 @@ class DataConfig(Config):
     """Named corpora; the names appear in reports."""
     tokenizer: TokenizerConfig = SentencePieceConfig()
     """How text becomes tokens."""
+    memory_tokens: int = Field(default=0, ge=0)
+    """Empty tokens at the beginning of every document; a recipe leaves it out and takes the
+    model's."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,13 @@ def prepare(
     source = _Source(config, root)
     if tokenizer is None:
         tokenizer = _tokenizer(config, root, source)
-    key = fingerprint([FORMAT, source.identity, tokenizer.fingerprint])
+    memory = config.memory_tokens
+    # what has none is what it was before there were any
+    more = [memory] if memory else []
+    key = fingerprint([FORMAT, source.identity, tokenizer.fingerprint, *more])
 
     def write(directory: Path) -> dict[str, Any]:
-        return _pack(directory, tokenizer, source.documents(), progress)
+        return _pack(directory, tokenizer, source.documents(), progress, memory)
 
     def read(directory: Path, content: dict[str, Any]) -> dict[str, PackedCorpus]:
         return _open(directory, tokenizer, content)
@@ -199,6 +205,7 @@ def _pack(
     tokenizer: Tokenizer,
     corpora: dict[str, CorpusDocuments],
     progress: Progress,
+    memory_tokens: int,
 ) -> dict[str, Any]:
     content: dict[str, Any] = {"tokenizer": tokenizer.fingerprint, "corpora": {}}
     for number, (name, documents) in enumerate(corpora.items()):
@@ -206,7 +213,7 @@ def _pack(
         for split, texts in (("train", documents.train), ("validation", documents.validation)):
             what = f"packing {name} ({split})"
             entry[split] = write_split(
-                directory / str(number) / split, tokenizer, texts, progress, what
+                directory / str(number) / split, tokenizer, texts, progress, what, memory_tokens
             )
     return content
 

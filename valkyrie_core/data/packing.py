@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from valkyrie_core.data.documents import Document, Progress
-from valkyrie_core.data.tokenizer import Tokenizer, encode_pieces
+from valkyrie_core.data.tokenizer import Tokenizer, encode_pieces, opening
 
 Int64 = npt.NDArray[np.int64]
 
@@ -112,13 +112,22 @@ def chosen(
 
 
 def write_split(
-    directory: Path, tokenizer: Tokenizer, documents: list[Document], progress: Progress, what: str
+    directory: Path,
+    tokenizer: Tokenizer,
+    documents: list[Document],
+    progress: Progress,
+    what: str,
+    memory_tokens: int = 0,
 ) -> dict[str, Any]:
-    """Tokenises and writes one split; returns what `open_split` needs to know about it."""
+    """Tokenises and writes one split; returns what `open_split` needs to know about it.
+
+    Args:
+        memory_tokens: empty tokens after every document's marker, which nothing predicts.
+    """
     directory.mkdir(parents=True)
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     lengths = token_lengths(tokenizer)
-    marker = [tokenizer.special_id("<|doc|>")]
+    marker = opening(tokenizer, memory_tokens)
     starts, doc_bytes = [0], []
     text_bytes = scored_tokens = truncated = 0
     end_scored = all(piece.scored for piece in documents[-1].pieces)
@@ -129,7 +138,7 @@ def write_split(
         for number, document in enumerate(documents):
             ids, scored = encode_pieces(tokenizer, document.pieces)
             stored = np.array(marker + ids, dtype=dtype)
-            mask = np.array([end_scored, *scored], dtype=np.uint8)
+            mask = np.array([end_scored, *[False] * memory_tokens, *scored], dtype=np.uint8)
             stored.tofile(file)
             mask.tofile(flags)
             starts.append(starts[-1] + len(stored))

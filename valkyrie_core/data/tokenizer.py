@@ -25,6 +25,7 @@ from valkyrie_core.data.tokenizer_files import read_tokenizer
 from valkyrie_core.errors import CheckpointError
 
 __all__ = [
+    "EMPTY",
     "NUM_RESERVED",
     "SPECIAL_TOKENS",
     "BytesTokenizerConfig",
@@ -35,6 +36,7 @@ __all__ = [
     "build_tokenizer",
     "encode_pieces",
     "load_tokenizer",
+    "opening",
 ]
 
 TokenizerConfig = Annotated[
@@ -97,6 +99,15 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if kind == BPETokenizer.kind and model is not None:
         return BPETokenizer(model, source=str(directory / "tokenizer.model"))
     raise CheckpointError(f"{directory} holds a tokenizer of an unknown kind, {kind!r}")
+
+
+EMPTY = 0
+"""The token of a place without text; no tokenizer makes it."""
+
+
+def opening(tokenizer: Tokenizer, memory_tokens: int) -> list[int]:
+    """What stands before a document: its marker, and room that a looped model writes into."""
+    return [tokenizer.special_id("<|doc|>"), *[EMPTY] * memory_tokens]
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[list[int], list[bool]]:

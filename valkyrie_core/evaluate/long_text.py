@@ -12,7 +12,7 @@ import numpy.typing as npt
 from valkyrie_core.data.dataset import DataConfig, Dataset
 from valkyrie_core.data.documents import clean_text
 from valkyrie_core.data.readers.python import PythonCorpus
-from valkyrie_core.data.tokenizer import Tokenizer
+from valkyrie_core.data.tokenizer import Tokenizer, opening
 from valkyrie_core.errors import MissingError, UsageError
 
 log = logging.getLogger("valkyrie")
@@ -61,7 +61,9 @@ def choose(dataset: Dataset, config: DataConfig, needed: int) -> LongText:
         f"{len(own.tokens_T):,}",
         f"{needed:,}",
     )
-    found = tokenised("the Python documentation", documentation(), dataset.tokenizer)
+    found = tokenised(
+        "the Python documentation", documentation(), dataset.tokenizer, config.memory_tokens
+    )
     seen = any(
         isinstance(corpus, PythonCorpus) and "documentation" in corpus.parts
         for corpus in config.corpora.values()
@@ -71,14 +73,14 @@ def choose(dataset: Dataset, config: DataConfig, needed: int) -> LongText:
     return long_enough(found._replace(seen=seen), needed)
 
 
-def read_file(path: Path, tokenizer: Tokenizer, needed: int) -> LongText:
+def read_file(path: Path, tokenizer: Tokenizer, needed: int, memory_tokens: int) -> LongText:
     """A text file of the user's.
 
     Raises:
         MissingError: it can't be read.
         UsageError: it is not UTF-8, or has fewer than `needed` tokens.
     """
-    return long_enough(tokenised(str(path), read_utf8(path), tokenizer), needed)
+    return long_enough(tokenised(str(path), read_utf8(path), tokenizer, memory_tokens), needed)
 
 
 def read_utf8(path: Path) -> str:
@@ -110,9 +112,9 @@ def documentation() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def tokenised(name: str, text: str, tokenizer: Tokenizer) -> LongText:
-    """A text with the marker that begins a document."""
-    ids = [tokenizer.special_id("<|doc|>"), *tokenizer.encode(clean_text(text))]
+def tokenised(name: str, text: str, tokenizer: Tokenizer, memory_tokens: int) -> LongText:
+    """A text with what begins a document."""
+    ids = [*opening(tokenizer, memory_tokens), *tokenizer.encode(clean_text(text))]
     return LongText(name, np.array(ids, dtype=np.int64))
 
 

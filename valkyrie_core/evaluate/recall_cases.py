@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from valkyrie_core.data.cache import cached, fingerprint
-from valkyrie_core.data.tokenizer import Tokenizer
+from valkyrie_core.data.tokenizer import Tokenizer, opening
 
 FORMAT = 1
 """Of the cached cases; a change of what they hold needs another."""
@@ -69,7 +69,13 @@ class Case(NamedTuple):
 
 
 def make_case(
-    task: Task, length: int, depth: float, filler: list[int], tokenizer: Tokenizer, seed: str
+    task: Task,
+    length: int,
+    depth: float,
+    filler: list[int],
+    tokenizer: Tokenizer,
+    seed: str,
+    memory_tokens: int = 0,
 ) -> Case:
     """A text of at most `length` tokens, question not counted.
 
@@ -85,7 +91,7 @@ def make_case(
     draw = random.Random(f"{seed}/{task}/{length}/{depth}")
     facts, questions = _facts(task, depth, draw)
     pieces = [(at, encode(tokenizer, fact)) for at, fact in facts]
-    marker = [tokenizer.special_id("<|doc|>")]
+    marker = opening(tokenizer, memory_tokens)
     room = length - len(marker) - sum(len(ids) for _, ids in pieces)
     if room < 0:
         raise CrowdedError(f"the facts of {task} do not fit in {length} tokens")
@@ -143,7 +149,13 @@ def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> list[int]:
 
 
 def make_cases(
-    tokenizer: Tokenizer, filler: list[int], lengths: list[int], *, repeats: int = 2, seed: int = 0
+    tokenizer: Tokenizer,
+    filler: list[int],
+    lengths: list[int],
+    *,
+    repeats: int = 2,
+    seed: int = 0,
+    memory_tokens: int = 0,
 ) -> list[Case]:
     """Every task at every length that holds its facts.
 
@@ -160,7 +172,8 @@ def make_cases(
             for depth in DEPTHS if task == "passkey" else (0.0,):
                 for repeat in range(repeats):
                     try:
-                        case = make_case(task, length, depth, filler, tokenizer, f"{seed}/{repeat}")
+                        own = f"{seed}/{repeat}"
+                        case = make_case(task, length, depth, filler, tokenizer, own, memory_tokens)
                     except CrowdedError:
                         continue
                     found.append(case)
@@ -175,13 +188,17 @@ def cached_cases(
     *,
     repeats: int = 2,
     seed: int = 0,
+    memory_tokens: int = 0,
 ) -> list[Case]:
     """As `make_cases`, kept below `root`: whoever asks again asks exactly the same."""
     text = fingerprint(filler)
-    key = fingerprint([FORMAT, tokenizer.fingerprint, text, lengths, repeats, seed])
+    memory = [memory_tokens] if memory_tokens else []
+    key = fingerprint([FORMAT, tokenizer.fingerprint, text, lengths, repeats, seed, *memory])
 
     def write(directory: Path) -> dict[str, Any]:
-        cases = make_cases(tokenizer, filler, lengths, repeats=repeats, seed=seed)
+        cases = make_cases(
+            tokenizer, filler, lengths, repeats=repeats, seed=seed, memory_tokens=memory_tokens
+        )
         rows = [[*case[:3], [list(question) for question in case.questions]] for case in cases]
         (directory / "cases.json").write_text(json.dumps(rows), encoding="utf-8")
         return {"seed": seed, "repeats": repeats, "lengths": lengths}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from valkyrie_core.data.documents import chat_pieces, clean_text
-from valkyrie_core.data.tokenizer import Tokenizer, encode_pieces
+from valkyrie_core.data.tokenizer import Tokenizer, encode_pieces, opening
 from valkyrie_core.errors import UsageError
 from valkyrie_core.infer.engine import Engine, Prefilled, StopCallback, Token
 from valkyrie_core.infer.sampling import SamplingConfig, make_generator
@@ -278,8 +278,8 @@ class ChatSession:
         """The tokens from the end of the last turn to the beginning of the answer."""
         ids, _ = encode_pieces(self.tokenizer, chat_pieces([("user", text)]))
         begins = snapshots[-1].total_tokens == 0
-        opening = [self.tokenizer.special_id("<|doc|>")] if begins else []
-        return [*opening, *ids, self.tokenizer.special_id("<|assistant|>")]
+        first = opening(self.tokenizer, self.engine.model.memory_tokens) if begins else []
+        return [*first, *ids, self.tokenizer.special_id("<|assistant|>")]
 
     def _answer(self, snapshots: list[Snapshot], text: str, seed: int) -> Iterator[str]:
         """Draws an answer after `snapshots` and commits it at the end."""

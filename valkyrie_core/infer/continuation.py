@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from valkyrie_core.data.tokenizer import Tokenizer
+from valkyrie_core.data.tokenizer import Tokenizer, opening
 from valkyrie_core.infer.engine import Engine, StopCallback
 from valkyrie_core.infer.sampling import SamplingConfig
 from valkyrie_core.infer.state_file import SavedState
@@ -46,7 +46,7 @@ class Continuation:
         self._sampling = sampling
         self._max_tokens = max_tokens
         self._stop = stop
-        self._begin = tokenizer.special_id("<|doc|>")
+        self._begin = opening(tokenizer, model.memory_tokens)
         self._prompt = tokenizer.encode(prompt)
         self._saved = saved
         self.prompt_tokens = len(self._prompt)
@@ -67,7 +67,7 @@ class Continuation:
         stream = Utf8Stream()
         self.tokens, self.ended, self._drawing_seconds = 0, False, 0.0
         began = time.perf_counter()
-        prompt, state = [self._begin, *self._prompt], self._engine.model.init_state(1)
+        prompt, state = [*self._begin, *self._prompt], self._engine.model.init_state(1)
         history: tuple[int, ...] = ()
         if self._saved is not None:
             prompt, (history, state) = self._prompt, self._saved
@@ -76,7 +76,7 @@ class Continuation:
             state,
             self._sampling,
             max_tokens=self._max_tokens,
-            stop_ids=(self._begin,),
+            stop_ids=(self._begin[0],),
             history=history,
             stop=self._stop,
         ):

@@ -25,6 +25,7 @@ from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.block import Block, Norm, build_norm
 from valkyrie_core.nn.core import Core, CoreConfig
 from valkyrie_core.nn.layers import Role
+from valkyrie_core.nn.recursive import RecursiveConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.nn.state import NO_DOCUMENT, Cost, Ctx, LMState, Routed
 from valkyrie_core.nn.storage_type import store, widened
@@ -134,6 +135,12 @@ class Backbone(nn.Module):
             # moving has made two of the one
             model.head.weight = model.embedding.weight
         return model
+
+    @property
+    def memory_tokens(self) -> int:
+        """Empty tokens at the beginning of every document that it reads."""
+        core = self.config.core
+        return core.memory_tokens if isinstance(core, RecursiveConfig) else 0
 
     @property
     def matrices(self) -> torch.dtype:

@@ -52,6 +52,9 @@ class RecursiveConfig(Config):
     """Names of blocks that run once, after the loops."""
     loops: int = Field(default=4, ge=1)
     """How many times the pattern runs."""
+    memory_tokens: int = Field(default=0, ge=0)
+    """Empty tokens at the beginning of every document, before its text: room that all loops write
+    into. They see no text, so nothing of it can be kept in them; they are registers."""
     loop_loss: float = Field(default=0.0, ge=0)
     """In training, the weight of the mean loss that the head has after the earlier loops."""
     halting: Halting | None = None

@@ -84,7 +84,7 @@ def read_long(
         dataset = prepare(recipe.data, tokenizer=tokenizer, progress=tell_now_and_then())
         found = choose(dataset, recipe.data, needed)
     else:
-        found = read_file(text, tokenizer, needed)
+        found = read_file(text, tokenizer, needed, model.memory_tokens)
     precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
     if weights != "fp32":
         precision = precision_of(weights, model)
@@ -204,7 +204,9 @@ def _read_once(
     best = reading.effective_length(by_context)
     cases = []
     if recall:
-        cases = cached_cases(cache_dir(), tokenizer, tokens_T[1:].tolist(), contexts)
+        memory = engine.model.memory_tokens
+        filler = tokens_T[1 + memory :].tolist()
+        cases = cached_cases(cache_dir(), tokenizer, filler, contexts, memory_tokens=memory)
     answers = measure_recall(engine, tokenizer, cases, told=told)
     return LongReading(
         by_position=[

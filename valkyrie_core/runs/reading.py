@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from valkyrie_core.data.documents import clean_text
+from valkyrie_core.data.tokenizer import opening
 from valkyrie_core.errors import MissingError, UsageError
 from valkyrie_core.evaluate.long_context import Told
 from valkyrie_core.evaluate.long_text import read_utf8
@@ -46,7 +47,7 @@ def read_text(
         raise UsageError(f"{text} holds no text")
     before = SavedState((), model.init_state(1))
     if state is None:
-        ids = [tokenizer.special_id("<|doc|>"), *ids]
+        ids = [*opening(tokenizer, model.memory_tokens), *ids]
     else:
         before = read_state(state, model, tokenizer)
     began, after = time.perf_counter(), before.state

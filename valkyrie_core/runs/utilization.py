@@ -148,7 +148,7 @@ def experts_of_run(
 def _reading(run: LoadedLM, files: Sequence[Path], tokens: int, told: Progress | None) -> Reading:
     train = run.recipe.train
     length = length_of_windows(train.longest_context, tokens)
-    sources = _files(files, run.tokenizer) if files else _validation(run)
+    sources = _files(files, run.tokenizer, run.model.memory_tokens) if files else _validation(run)
     texts = [cut(source, length, tokens) for source in sources]
     count = max(KNOCK_OUT_WINDOWS, KNOCK_OUT_TOKENS // length)
     precision = resolve_precision(train.precision, run.model.embedding.weight.device)
@@ -166,7 +166,7 @@ def _validation(run: LoadedLM) -> list[Source]:
     return [of_split(name, corpus.validation) for name, corpus in dataset.corpora.items()]
 
 
-def _files(files: Sequence[Path], tokenizer: Tokenizer) -> list[Source]:
+def _files(files: Sequence[Path], tokenizer: Tokenizer, memory_tokens: int) -> list[Source]:
     """Every file as a domain, by its name; where two have the same, by the path."""
     places = [file.resolve() for file in files]
     for file, place in zip(files, places, strict=True):
@@ -178,7 +178,7 @@ def _files(files: Sequence[Path], tokenizer: Tokenizer) -> list[Source]:
     return [
         of_document(
             _printable(file.name if names.count(file.name) == 1 else str(file)),
-            tokenised(str(file), read_utf8(file), tokenizer).tokens_T,
+            tokenised(str(file), read_utf8(file), tokenizer, memory_tokens).tokens_T,
         )
         for file in files
     ]

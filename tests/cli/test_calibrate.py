@@ -187,3 +187,38 @@ def test_designs_with_depths_are_compared(cli: Cli, tmp_path: Path) -> None:
     again = cli(*command, "--runs-dir", str(tmp_path / "runs"))
     kept = [json.loads(one.out) for one in (outcome, again)]
     assert kept[0]["contenders"] == kept[1]["contenders"]
+
+
+def test_tokens_halt_while_text_is_written(
+    cli: Cli, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    loops = trained("loops", tmp_path_factory.mktemp("loops"))
+    ask = ("generate", str(loops), "--prompt", "ab bc: a1=", "--max-tokens", "8", "--temperature")
+    full = json.loads(cli(*ask, "0", "--json").out)["text"]
+    never = cli(*ask, "0", "--halt", "latent=0.0000001", "--json")
+    assert json.loads(never.out)["text"] == full
+    assert cli(*ask, "0", "--halt", "latent=1000", "--json").code == 0
+    assert cli(*ask, "0", "--halt", "q_halt").code == 2
+    assert cli(*ask, "0", "--halt", "calibrated").code == 4
+    spoken = cli("chat", str(loops), "--halt", "kl=0.1", "--max-tokens", "4", stdin="hi\n")
+    assert spoken.code == 0, spoken.err
+
+
+def test_a_canvas_answers_a_question(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> None:
+    canvas = trained("canvas", tmp_path_factory.mktemp("canvas"))
+    answered = json.loads(cli("generate", str(canvas), "--prompt", "ab ba: a1=", "--json").out)
+    assert answered["sampling"]["temperature"] == 0
+    assert "\n" not in answered["text"]
+    long = cli("generate", str(canvas), "--prompt", "a" * 40)
+    assert long.code == 2
+    assert "the question has 40 tokens, and the canvas 18 cells" in " ".join(long.err.split())
+    for options in (("--temperature", "0.5"), ("--halt", "kl"), ("--max-tokens", "3")):
+        outcome = cli("generate", str(canvas), "--prompt", "ab", *options)
+        assert outcome.code == 2
+        assert "a canvas gives its likeliest answer" in " ".join(outcome.err.split())
+    for command in (("chat", str(canvas)), ("experts", str(canvas)), ("read", str(canvas), "x")):
+        outcome = cli(*command, stdin="hi\n")
+        assert outcome.code in (2, 4), outcome.err
+    outcome = cli("eval", str(canvas), "--long-context", "512")
+    assert outcome.code == 2
+    assert "answer canvas" in " ".join(outcome.err.split())

@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 from valkyrie_cli.commands.generate import (
+    HaltOption,
     MaxTokensOption,
     PenaltyOption,
     SeedOption,
@@ -42,6 +43,7 @@ def chat(
     seed: SeedOption = None,
     state: StateOption = None,
     weights: WeightsOption = "fp32",
+    halt: HaltOption = None,
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -56,6 +58,7 @@ def chat(
       valkyrie chat
       valkyrie chat chat --temperature 0.5 --top-k 20
       valkyrie chat --weights int8
+      valkyrie chat recursive --halt confidence=0.95
       valkyrie chat quickstart --state book.state
       echo "How are you?" | valkyrie chat --json
     """
@@ -68,6 +71,7 @@ def chat(
         max_tokens=max_tokens,
         state=state,
         weights=weights,
+        halt=halt,
         sampling=runs.sampling(
             temperature=temperature,
             top_p=top_p,

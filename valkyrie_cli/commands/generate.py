@@ -72,6 +72,16 @@ WeightsOption = Annotated[
     ),
 ]
 
+HaltOption = Annotated[
+    str | None,
+    typer.Option(
+        "--halt",
+        metavar="RULE",
+        help="Of a looped model: what ends the thought about a token, such as confidence=0.9, "
+        "kl=0.001 or calibrated; see `valkyrie eval` (default: nothing).",
+    ),
+]
+
 StateOption = Annotated[
     Path | None,
     typer.Option(
@@ -95,6 +105,7 @@ def generate(
     seed: SeedOption = None,
     state: StateOption = None,
     weights: WeightsOption = "fp32",
+    halt: HaltOption = None,
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -109,6 +120,7 @@ def generate(
       valkyrie generate quickstart --prompt "First Witch" --temperature 0 --max-tokens 40
       echo "To be, or not" | valkyrie generate --json
       valkyrie generate --prompt "To be" --weights int8
+      valkyrie generate recursive --prompt "ab bc ca: a2=" --halt calibrated
       valkyrie generate --state book.state --prompt "In the end"
     """
     text = one_prompt(prompt)
@@ -135,6 +147,7 @@ def generate(
         state=state,
         on_text=None if as_json else write,
         weights=weights,
+        halt=halt,
     )
 
     def human(console: Console) -> None:

@@ -266,6 +266,15 @@ def canvas_rule(model: Canvas, rule: Rule) -> TokenRule | Done:
     return rule.build(model.config.dim)
 
 
+def let_halt(model: HybridLM, rule: Rule) -> None:
+    """From now on the model's tokens halt by a rule. UsageError where it knows no such one."""
+    with looping(model, rule, None):
+        core = model.core
+        assert isinstance(core, Recursive)
+        halting = core.halting
+    core.halting, core.halts = halting, True
+
+
 @contextmanager
 def looping(model: HybridLM, rule: Rule | None, depth: int | None) -> Iterator[None]:
     """The model runs so many loops at most while this lasts, and its tokens halt by the rule.

@@ -8,22 +8,21 @@ from collections.abc import Callable
 from valkyrie_core.cache import cache_dir
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.readers.questions import QuestionsCorpus
-from valkyrie_core.errors import CheckpointError, MissingError, UsageError
+from valkyrie_core.errors import CheckpointError
 from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
-from valkyrie_core.evaluate.thinking import Rule, full_depth, own_rule, rule_of
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.weights import rounded
 from valkyrie_core.report import Accuracy, CorpusScore, EvalReport, ThinkingScore, Weights
-from valkyrie_core.runs.calibrated import Calibrated, read_calibrated
+from valkyrie_core.runs.halting import asked_rule, check_depths
 from valkyrie_core.runs.talk import precision_of
 from valkyrie_core.runs.thinking import thinking_of
 from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
-from valkyrie_core.train.load import LoadedRun, load_run
+from valkyrie_core.train.load import load_run
 
 LEAST_FOR_XZ = 1024
 """Bytes of text; of less an .xz file is mostly its headers."""
@@ -50,8 +49,8 @@ def evaluate_run(
             "asked to predict",
             hint="put the texts back as they were, or train again",
         )
-    rule, calibrated = _rule(place, loaded, halt, min_depth)
-    _check_depths(model, halt, min_depth, max_depth)
+    rule, calibrated = asked_rule(place, loaded, halt, min_depth)
+    check_depths(model, halt, min_depth, max_depth)
     precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
     if weights != "fp32":
         # as `generate` and `chat` compute
@@ -117,44 +116,6 @@ def evaluate_run(
             for name, score in scores.items()
         },
     )
-
-
-def _rule(
-    place: RunPlace, loaded: LoadedRun, halt: str | None, min_depth: int | None
-) -> tuple[Rule | None, Calibrated | None]:
-    """What ends thought early: what is asked for, else what was calibrated, else the recipe's."""
-    if halt == "none":
-        return None, None
-    if halt is not None and halt != "calibrated":
-        return rule_of(halt, min_depth=min_depth or 1), None
-    calibrated = read_calibrated(place.path, loaded.checkpoint)
-    if calibrated is not None:
-        return calibrated.rule, calibrated
-    if halt == "calibrated":
-        raise MissingError(
-            f"the run {place.name} is not calibrated", hint=f"valkyrie calibrate {place.path}"
-        )
-    own = own_rule(loaded.model)
-    if own is not None and min_depth is not None:
-        own = own.model_copy(update={"min_loops": min_depth})
-    return own, None
-
-
-def _check_depths(
-    model: Model, halt: str | None, min_depth: int | None, max_depth: int | None
-) -> None:
-    """Raises UsageError where depths are asked for that can't be."""
-    if full_depth(model) == 1:
-        if halt not in (None, "none") or min_depth is not None or max_depth is not None:
-            raise UsageError(
-                "the run's model has no depths: every token runs through all of its layers once",
-                hint="cores of the types recursive and canvas have them",
-            )
-        return
-    if (min_depth or 1) > (max_depth or full_depth(model)):
-        raise UsageError(
-            f"--min-depth {min_depth} is more than the {max_depth or full_depth(model)} there are"
-        )
 
 
 def _accuracy(found: Answered) -> Accuracy:

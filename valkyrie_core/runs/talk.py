@@ -78,6 +78,7 @@ def generate(
     state: str | Path | None = None,
     on_text: Callable[[str], None] | None = None,
     weights: Weights = "fp32",
+    halt: str | None = None,
     runs_dir: str | Path = "runs",
 ) -> GenerateReport:
     """Continues a text; of a canvas: its likeliest answer to a question.
@@ -88,24 +89,27 @@ def generate(
         max_tokens: at most so many; GENERATE_TOKENS if left out.
         on_text: told every piece of text as soon as it is known.
         weights: the format of the matrices; bf16 and int8 are faster, `evaluate` tells their cost.
+        halt: what ends the thought about a token of a looped model; see `evaluate`. None: nothing.
     """
     from valkyrie_core.infer.continuation import Continuation
     from valkyrie_core.infer.sampling import SamplingConfig
     from valkyrie_core.infer.state_file import read_state
     from valkyrie_core.nn.canvas import Canvas
+    from valkyrie_core.runs.halting import halting_model
     from valkyrie_core.train.load import language_model, load_run
 
     place = find_run(run, runs_dir)
     run_of = load_run(place.path)
     if isinstance(run_of.model, Canvas):
         asked = sampling or SamplingConfig()
-        if asked != SamplingConfig() or max_tokens is not None or state is not None:
+        if asked != SamplingConfig() or max_tokens is not None or state is not None or halt:
             raise UsageError(
-                "a canvas gives its likeliest answer, all of it at once",
-                hint="leave out how tokens are drawn, how many, and the state",
+                "a canvas gives its likeliest answer after all steps, all of it at once",
+                hint="leave out how tokens are drawn, how many, the state, and --halt",
             )
         return _answer(place.name, run_of, run_of.model, prompt, weights, on_text)
     loaded = language_model(run_of)
+    halting_model(place, loaded, halt)
     config = sampling or SamplingConfig()
     limit = max_tokens or GENERATE_TOKENS
     saved = None
@@ -209,6 +213,7 @@ def open_chat(
     max_tokens: int | None = None,
     state: str | Path | None = None,
     weights: Weights = "fp32",
+    halt: str | None = None,
     runs_dir: str | Path = "runs",
 ) -> OpenedChat:
     """A conversation with a run.
@@ -218,14 +223,17 @@ def open_chat(
         sampling: how tokens are drawn; see `sampling`.
         max_tokens: at most so many per answer; CHAT_TOKENS if left out.
         weights: the format of the matrices; bf16 and int8 are faster, `evaluate` tells their cost.
+        halt: what ends the thought about a token of a looped model; see `evaluate`. None: nothing.
     """
     from valkyrie_core.data.formats import TextFormat
     from valkyrie_core.infer.chat import ChatSession
     from valkyrie_core.infer.sampling import SamplingConfig
+    from valkyrie_core.runs.halting import halting_model
     from valkyrie_core.train.load import load_language_model
 
     place = find_run(run, runs_dir)
     loaded = load_language_model(place.path)
+    halting_model(place, loaded, halt)
     session = ChatSession(
         loaded.model,
         loaded.tokenizer,

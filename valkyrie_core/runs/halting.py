@@ -1,0 +1,61 @@
+"""Which rule ends thought in a run, and whether its model has such depths."""
+
+from __future__ import annotations
+
+from valkyrie_core.errors import MissingError, UsageError
+from valkyrie_core.evaluate.thinking import Rule, full_depth, let_halt, own_rule, rule_of
+from valkyrie_core.inventory import RunPlace
+from valkyrie_core.nn.models import Model
+from valkyrie_core.runs.calibrated import Calibrated, read_calibrated
+from valkyrie_core.train.load import LoadedLM, LoadedRun
+
+
+def asked_rule(
+    place: RunPlace, loaded: LoadedRun | LoadedLM, halt: str | None, min_depth: int | None
+) -> tuple[Rule | None, Calibrated | None]:
+    """What ends thought early: what is asked for, else what was calibrated, else the recipe's."""
+    if halt == "none":
+        return None, None
+    if halt is not None and halt != "calibrated":
+        return rule_of(halt, min_depth=min_depth or 1), None
+    calibrated = read_calibrated(place.path, loaded.checkpoint)
+    if calibrated is not None:
+        return calibrated.rule, calibrated
+    if halt == "calibrated":
+        raise MissingError(
+            f"the run {place.name} is not calibrated", hint=f"valkyrie calibrate {place.path}"
+        )
+    own = own_rule(loaded.model)
+    if own is not None and min_depth is not None:
+        own = own.model_copy(update={"min_loops": min_depth})
+    return own, None
+
+
+def check_depths(
+    model: Model, halt: str | None, min_depth: int | None, max_depth: int | None
+) -> None:
+    """Raises UsageError where depths are asked for that can't be."""
+    if full_depth(model) == 1:
+        if halt not in (None, "none") or min_depth is not None or max_depth is not None:
+            raise UsageError(
+                "the run's model has no depths: every token runs through all of its layers once",
+                hint="cores of the types recursive and canvas have them",
+            )
+        return
+    if (min_depth or 1) > (max_depth or full_depth(model)):
+        raise UsageError(
+            f"--min-depth {min_depth} is more than the {max_depth or full_depth(model)} there are"
+        )
+
+
+def halting_model(place: RunPlace, loaded: LoadedLM, halt: str | None) -> None:
+    """Lets the tokens of a run's model halt by the rule that is asked for; None: by none.
+
+    Raises UsageError where it can't, MissingError where it is not calibrated.
+    """
+    if halt is None:
+        return
+    check_depths(loaded.model, halt, None, None)
+    rule, _ = asked_rule(place, loaded, halt, None)
+    if rule is not None:
+        let_halt(loaded.model, rule)

@@ -9,7 +9,7 @@ from valkyrie_cli.render import make_table, safe_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from valkyrie_core.report import CalibrateReport, HaltingScore, ThinkingScore
+    from valkyrie_core.report import CalibrateReport, HaltingScore, MemoryScore, ThinkingScore
 
 MOST_ROWS = 12
 """Thresholds that are shown; the last ones decide."""
@@ -52,6 +52,16 @@ def _draw_halting(
         f"{max(halting.steps)}, {halting.halt_rate:.0%} end early; {thinking.measure} "
         f"{_told(thinking, halting.score)} instead of {_told(thinking, halting.full_score)}; "
         f"{abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} seconds."
+    )
+
+
+def draw_memory(name: str, memory: MemoryScore, console: Console) -> None:
+    """What a memory of verified answers did."""
+    console.print(
+        f"{safe_line(name)} with a memory (cosine {memory.threshold:g}): {memory.hits} hits, "
+        f"{memory.refused} refused by the checker, {memory.misses} misses; {memory.stored} "
+        f"verified answers stored; right answers {memory.share:.1%}, "
+        f"{memory.reasoning_steps:.2f} steps a question."
     )
 
 

@@ -227,3 +227,33 @@ def test_a_family_that_is_too_small_says_so(tmp_path: Path) -> None:
     )
     with pytest.raises(RecipeError, match="no question of difficulty 1 is held out"):
         read_corpus("questions", corpus, cache=tmp_path)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_right_answers_hold_and_no_others(name: str) -> None:
+    task = TASKS[name]
+    found = drawn(task, 30)
+    for one in found:
+        assert task.holds(one.prompt, one.answer)
+        assert task.holds(one.prompt, one.answer + "\n")
+        for other in found:
+            if other.prompt != one.prompt:
+                assert task.holds(one.prompt, other.answer) == (other.answer == one.answer)
+        for wrong in ("", "?", one.answer + one.answer, one.answer[:-1], "é"):
+            assert not task.holds(one.prompt, wrong)
+        assert not task.holds("", one.answer)
+        assert not task.holds("nonsense = ", one.answer)
+
+
+def test_a_way_through_walls_or_in_circles_does_not_hold() -> None:
+    maze = MazeConfig(sizes=(2,))
+    question = "#####\n#S  #\n# # #\n#E# #\n#####\n= "
+    assert maze.holds(question, "D")
+    for wrong in ("RDLD", "RLD", "RD", "UD", "DD", "X"):
+        assert not maze.holds(question, wrong)
+
+
+def test_nothing_of_an_expression_is_run() -> None:
+    task = ExpressionConfig()
+    for question in ("__import__('os')%7 = ", "(9**9**9)%7 = ", "((1+2)%7 = ", "(1+2)%0 = "):
+        assert not task.holds(question, "0")

@@ -20,7 +20,7 @@ from valkyrie_cli.render import (
     safe_line,
     say,
 )
-from valkyrie_cli.thinking_tables import draw_thinking
+from valkyrie_cli.thinking_tables import draw_memory, draw_thinking
 from valkyrie_core.report.formats import KVFormat, RecurrentFormat, Weights
 
 if TYPE_CHECKING:
@@ -117,6 +117,17 @@ def evaluate(
         int | None,
         typer.Option("--max-depth", min=1, help="Loops or steps at most (default: as trained)."),
     ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory",
+            metavar="COSINE",
+            min=0.0,
+            max=1.0,
+            help="Of a canvas: ask once more, with a memory of verified answers to questions that "
+            "are so near.",
+        ),
+    ] = None,
     runs_dir: RunsDirOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -134,6 +145,7 @@ def evaluate(
       valkyrie eval --weights int8
       valkyrie eval recursive --halt kl=0.001
       valkyrie eval recursive --halt none --max-depth 8
+      valkyrie eval canvas --memory 0.95
       valkyrie eval --long-context 16384
       valkyrie eval --long-context 16384 --report
       valkyrie eval --long-context 131072 --no-recall
@@ -160,8 +172,10 @@ def evaluate(
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
     if long_context is not None:
-        if halt is not None or min_depth is not None or max_depth is not None:
-            raise UsageError("a long text is read at full depth: leave out --halt and the depths")
+        if any(one is not None for one in (halt, min_depth, max_depth, memory)):
+            raise UsageError(
+                "a long text is read at full depth: leave out --halt, --memory and the depths"
+            )
         with ReadingDisplay() as display:
             found = runs.evaluate_long_context(
                 place.path,
@@ -188,6 +202,7 @@ def evaluate(
             halt=halt,
             min_depth=min_depth,
             max_depth=max_depth,
+            memory=memory,
             progress=display.show,
         )
     emit(scores, as_json=as_json, human=lambda console: _draw(scores, console))
@@ -214,6 +229,8 @@ def _draw(report: EvalReport, console: Console) -> None:
             _draw_accuracy(name, score.accuracy, console)
         if score.thinking is not None:
             draw_thinking(name, score.thinking, console)
+        if score.memory is not None:
+            draw_memory(name, score.memory, console)
     for name, score in report.corpora.items():
         for note in score.notes:
             say(f"{name}: {note}", style="dim")

@@ -21,6 +21,12 @@ Done = Callable[[CanvasOutput], Tensor]
 """Which questions [A] are done after a step, by what the step gives."""
 
 
+def rows_of(out: CanvasOutput, rows_A: Tensor) -> CanvasOutput:
+    """What a step gave for some of its questions."""
+    carry = Carry(*(z_BMD[rows_A] for z_BMD in out.carry))
+    return CanvasOutput(out.logits_BCV[rows_A], out.q_BQ[rows_A], carry, out.told)
+
+
 class Answers(NamedTuple):
     """What a canvas says."""
 
@@ -39,6 +45,7 @@ def answers(
     watched_BC: Tensor | None = None,
     min_steps: int = 1,
     max_steps: int | None = None,
+    first: CanvasOutput | None = None,
 ) -> Answers:
     """Thinks about every question until it is done.
 
@@ -48,6 +55,7 @@ def answers(
         watched_BC: the cells where the answer stands; None: all.
         min_steps: nothing is done before.
         max_steps: everything is done then; None: as in training.
+        first: what the first step gave, where it has been made.
     """
     B, C = tokens_BC.shape
     last = max_steps or model.max_steps
@@ -61,7 +69,7 @@ def answers(
     found: Answers | None = None
     for step in range(1, last + 1):
         before_AMD = carry.z_H_BMD
-        out = model(tokens_BC[active_A], carry)
+        out = first if step == 1 and first is not None else model(tokens_BC[active_A], carry)
         carry = out.carry
         if found is None:
             steps_B = torch.zeros(B, dtype=torch.int64, device=tokens_BC.device)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         CorpusScore,
         EvalReport,
         HaltingScore,
+        MemoryScore,
         ThinkingScore,
     )
     from valkyrie_core.report.experts import (
@@ -122,6 +123,7 @@ __all__ = [
     "LongContextReport",
     "LongReading",
     "MatchedSize",
+    "MemoryScore",
     "MutualInformation",
     "Part",
     "PlanReport",
@@ -188,6 +190,7 @@ _PLACES = {
     "LongContextReport": "long_context",
     "LongReading": "long_context",
     "MatchedSize": "allocation",
+    "MemoryScore": "evaluation",
     "MutualInformation": "experts",
     "Part": "base",
     "PlanReport": "plan",

@@ -46,6 +46,25 @@ class HaltingScore(Part):
     """Likewise, at full depth, in turns with the others."""
 
 
+class MemoryScore(Part):
+    """What an episodic memory of verified answers saves."""
+
+    threshold: float
+    """The least cosine of two questions that are near."""
+    hits: int
+    """Questions that were answered by an earlier one's answer, which held."""
+    refused: int
+    """Questions whose nearest one's answer did not hold for them."""
+    misses: int
+    """Questions without a near one."""
+    stored: int
+    """Verified answers at the end."""
+    share: float
+    """Of right answers."""
+    reasoning_steps: float
+    """Mean steps of a question; a hit takes one."""
+
+
 class ThinkingScore(Part):
     """How much thought answers take: loops of tokens, or steps of questions."""
 
@@ -88,6 +107,8 @@ class CorpusScore(Part):
     """Of a corpus of questions."""
     thinking: ThinkingScore | None = None
     """Of a model with loops or steps."""
+    memory: MemoryScore | None = None
+    """Of a canvas, where it is asked for."""
     notes: list[str] = Field(default_factory=list)
     """What limits a number, such as a baseline that read only a part of the training text."""
 

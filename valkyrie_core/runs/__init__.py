@@ -228,6 +228,7 @@ def evaluate(
     halt: str | None = None,
     min_depth: int | None = None,
     max_depth: int | None = None,
+    memory: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> EvalReport:
     """Bits per byte on every validation corpus of a run's recipe, with baselines.
@@ -239,6 +240,8 @@ def evaluate(
         halt: what ends thought early, such as kl=0.001, argmax=2, latent=0.03, confidence=0.9 or
             q_halt; `none`; `calibrated`. Left out: what `calibrate` kept, else the recipe's rule.
         min_depth, max_depth: loops or steps, at least and at most.
+        memory: of a canvas: the questions are also asked one after the other with a memory of
+            verified answers, which looks at questions whose states have at least this cosine.
         weights: the format of the matrices. For any but fp32 the weights as trained are scored as
             well, and the report says what the format costs.
         progress: called with the corpus, the positions read, and their total.
@@ -257,6 +260,7 @@ def evaluate(
         halt=halt,
         min_depth=min_depth,
         max_depth=max_depth,
+        memory=memory,
     )
 
 

@@ -8,15 +8,26 @@ from collections.abc import Callable
 from valkyrie_core.cache import cache_dir
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.readers.questions import QuestionsCorpus
-from valkyrie_core.errors import CheckpointError
+from valkyrie_core.data.tokenizer import Tokenizer
+from valkyrie_core.errors import CheckpointError, UsageError
 from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
+from valkyrie_core.evaluate.episodic import asked_with_memory
+from valkyrie_core.evaluate.thinking import Rule, canvas_rule
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.weights import rounded
-from valkyrie_core.report import Accuracy, CorpusScore, EvalReport, ThinkingScore, Weights
+from valkyrie_core.report import (
+    Accuracy,
+    CorpusScore,
+    EvalReport,
+    MemoryScore,
+    ThinkingScore,
+    Weights,
+)
 from valkyrie_core.runs.halting import asked_rule, check_depths
 from valkyrie_core.runs.talk import precision_of
 from valkyrie_core.runs.thinking import thinking_of
@@ -37,6 +48,7 @@ def evaluate_run(
     halt: str | None = None,
     min_depth: int | None = None,
     max_depth: int | None = None,
+    memory: float | None = None,
 ) -> EvalReport:
     """See `valkyrie_core.runs.evaluate`."""
     began = time.perf_counter()
@@ -51,6 +63,11 @@ def evaluate_run(
         )
     rule, calibrated = asked_rule(place, loaded, halt, min_depth)
     check_depths(model, halt, min_depth, max_depth)
+    if memory is not None and not isinstance(model, Canvas):
+        raise UsageError(
+            "the memory of answers is a canvas's, and the run's model is none",
+            hint="leave out --memory",
+        )
     precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
     if weights != "fp32":
         # as `generate` and `chat` compute
@@ -97,6 +114,15 @@ def evaluate_run(
         )
         for name, corpus in recipe.data.corpora.items()
     }
+    remembered = {}
+    if memory is not None and isinstance(model, Canvas):
+        remembered = {
+            name: _remembered(
+                rounded(model, weights, precision), tokenizer, corpus, memory, rule, max_depth
+            )
+            for name, corpus in recipe.data.corpora.items()
+            if isinstance(corpus, QuestionsCorpus)
+        }
     return EvalReport(
         run=place.name,
         step=checkpoint.step,
@@ -112,9 +138,38 @@ def evaluate_run(
                 as_trained[name].bpb if as_trained else None,
                 asked.get(name),
                 thought[name],
+                remembered.get(name),
             )
             for name, score in scores.items()
         },
+    )
+
+
+def _remembered(
+    model: Canvas,
+    tokenizer: Tokenizer,
+    corpus: QuestionsCorpus,
+    threshold: float,
+    rule: Rule | None,
+    max_depth: int | None,
+) -> MemoryScore:
+    found = asked_with_memory(
+        model,
+        tokenizer,
+        corpus.task,
+        corpus.held_out(),
+        threshold=threshold,
+        rule=None if rule is None else canvas_rule(model, rule),
+        max_steps=max_depth,
+    )
+    return MemoryScore(
+        threshold=threshold,
+        hits=found.hits,
+        refused=found.refused,
+        misses=found.misses,
+        stored=found.stored,
+        share=sum(found.right) / len(found.right),
+        reasoning_steps=found.steps / len(found.right),
     )
 
 
@@ -132,6 +187,7 @@ def _report(
     fp32_bpb: float | None,
     accuracy: Accuracy | None,
     thinking: ThinkingScore | None,
+    memory: MemoryScore | None,
 ) -> CorpusScore:
     baselines: dict[str, float | None] = {}
     notes = []
@@ -161,5 +217,6 @@ def _report(
         weights_cost_bpb=None if fp32_bpb is None else score.bpb - fp32_bpb,
         accuracy=accuracy,
         thinking=thinking,
+        memory=memory,
         notes=notes,
     )

@@ -7,6 +7,10 @@ The depth of the brackets is the number of steps that can't be done side by side
 
 from __future__ import annotations
 
+import ast
+import operator
+import re
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -44,6 +48,14 @@ class ExpressionConfig(Config):
         prompt = f"{text}%{self.modulus} = "
         return Example(prompt, str(value), difficulty, prompt)
 
+    def holds(self, question: str, answer: str) -> bool:
+        """Whether that is what it comes to."""
+        found = re.fullmatch(r"([-+*()\d]+)%(\d+) =", question.strip())
+        if found is None or not int(found[2]):
+            return False
+        value = _value(found[1])
+        return value is not None and answer.strip() == str(value % int(found[2]))
+
     def _tree(self, draw: np.random.Generator, depth: int) -> tuple[str, int]:
         if depth == 0:
             digit = int(draw.integers(self.modulus))
@@ -56,3 +68,28 @@ class ExpressionConfig(Config):
         sign = OPERATIONS[int(draw.integers(len(OPERATIONS)))]
         value = {"+": a + b, "-": a - b, "*": a * b}[sign] % self.modulus
         return f"({left}{sign}{right})", value
+
+
+_SIGNS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
+
+
+def _value(text: str) -> int | None:
+    """What an expression comes to; None where it is none. Nothing of it is ever run."""
+
+    def of(node: ast.AST) -> int:
+        if isinstance(node, ast.Expression):
+            return of(node.body)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.BinOp) and type(node.op) in _SIGNS:
+            return _SIGNS[type(node.op)](of(node.left), of(node.right))
+        raise ValueError(ast.dump(node))
+
+    try:
+        return of(ast.parse(text, mode="eval"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None

@@ -10,6 +10,7 @@ arXiv 2502.17416, ask for p hops). Written tightly: of few characters per answer
 
 from __future__ import annotations
 
+import re
 import string
 from typing import Literal
 
@@ -69,6 +70,17 @@ class KHopConfig(Config):
         ]
         # all about one ring is on one side of the split, in whichever order its arrows come
         return Example(f"{arrows}: {question}", answer, difficulty, sorted_arrows, tuple(more))
+
+    def holds(self, question: str, answer: str) -> bool:
+        """Whether following the arrows leads there."""
+        found = re.fullmatch(r"([a-z]{2}(?: [a-z]{2})*): ([a-z])(\d+)=", question.strip())
+        if found is None:
+            return False
+        target = {arrow[0]: arrow[1] for arrow in found[1].split()}
+        at: str | None = found[2]
+        for _ in range(int(found[3])):
+            at = None if at is None else target.get(at)
+        return at is not None and answer.strip() == at
 
     def _question(self, target: npt.NDArray[np.int64], start: int, hops: int) -> tuple[str, str]:
         end = start

@@ -54,6 +54,25 @@ class MazeConfig(Config):
         picture = _picture(difficulty, toward, start, end)
         return Example(f"{picture}\n= ", way(toward, start, end), difficulty, picture)
 
+    def holds(self, question: str, answer: str) -> bool:
+        """Whether the moves lead from S to E, through no wall and nowhere twice."""
+        rows = question.rstrip().removesuffix("=").rstrip("\n ").split("\n")
+        places = {letter: (r, c) for r, row in enumerate(rows) for c, letter in enumerate(row)}
+        at, moves = places.get("S"), answer.strip()
+        if at is None or "E" not in places or not set(moves) <= MOVES.keys():
+            return False
+        been = {at}
+        for move in moves:
+            for _ in range(2):
+                at = (at[0] + MOVES[move][0], at[1] + MOVES[move][1])
+                inside = 0 <= at[0] < len(rows) and 0 <= at[1] < len(rows[at[0]])
+                if not inside or rows[at[0]][at[1]] == "#":
+                    return False
+            if at in been:
+                return False
+            been.add(at)
+        return at == places["E"]
+
 
 def spanning_tree(size: int, draw: np.random.Generator) -> dict[Cell, Cell]:
     """For every cell but the first the next one towards it (Wilson 1996)."""

@@ -56,6 +56,25 @@ class SudokuConfig(Config):
                 return Example(f"{self._text(puzzle)} = ", answer, difficulty, answer)
         raise ValueError(f"no puzzle with {difficulty} blanks was found in {TRIES} grids")
 
+    def holds(self, question: str, answer: str) -> bool:
+        """Whether a grid is solved and has all that was given."""
+        puzzle = self._grid(question.strip().removesuffix("=").strip())
+        grid = self._grid(answer.strip())
+        if puzzle is None or grid is None or 0 in grid:
+            return False
+        if any(given not in (0, number) for given, number in zip(puzzle, grid, strict=True)):
+            return False
+        # of a full grid: whether every cell has what no other one of its units has
+        return num_solutions(grid, self.size, limit=1) == 1
+
+    def _grid(self, text: str) -> Grid | None:
+        rows = text.split("/")
+        known = {".": 0, **{str(number): number for number in range(1, self.size + 1)}}
+        fits = len(rows) == self.size and all(len(row) == self.size for row in rows)
+        if not fits or not set("".join(rows)) <= known.keys():
+            return None
+        return [known[letter] for row in rows for letter in row]
+
     def _emptied(self, grid: Grid, draw: np.random.Generator, blanks: int) -> Grid | None:
         """Cells are emptied one by one where the solution stays the only one."""
         puzzle, left = list(grid), blanks

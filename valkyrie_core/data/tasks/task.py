@@ -44,6 +44,10 @@ class Task(Protocol):
         """One example of a level."""
         ...
 
+    def holds(self, question: str, answer: str) -> bool:
+        """Whether an answer is right, worked out from the question; nothing else is looked at."""
+        ...
+
 
 def correct(example: Example, text: str) -> bool:
     """Whether an answer is right: up to white space around it, exactly."""

@@ -3,8 +3,8 @@
 The key of a question is what stands in its cells after the first step of thought. Where a stored
 key is near, its answer is tried: the task's exact checker says whether it holds for this question,
 and only then is thought ended. What is stored was verified, too. So a memory can save steps, and
-never makes an answer wrong. It is empty before every split, and what it holds comes from earlier questions
-of that split alone.
+never makes an answer wrong. It is empty before every split, and what it holds comes from earlier
+questions of that split alone.
 
 Shapes: B questions side by side, C cells, M the memory tokens and the cells, D model; K keys.
 """

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.nn.menu import CONFIGS, VOCAB, awake
+from tests.nn.menu import CONFIGS, HALTING, VOCAB, awake
 from valkyrie_core.infer.engine import Engine
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.moe.gates import NoisyTopK, Switch
@@ -55,6 +55,19 @@ def test_training_equals_decoding(
     assert float((found - expected).abs().max()) < 1e-4
     # a law that compares constants would hold trivially
     assert float(expected.std()) > 0.1
+
+
+@pytest.mark.parametrize("name", HALTING)
+def test_tokens_that_halt_have_one_probability_in_a_window_and_alone(name: str) -> None:
+    """In fp64: whether a token is done is a discrete choice."""
+    model = awake(HALTING[name])
+    tokens_BT = window()
+    with torch.no_grad():
+        losses_BT, _ = model.token_losses(tokens_BT[:, :-1], tokens_BT[:, 1:], model.init_state(2))
+    found = log_probs_of_decoding(Engine(model), tokens_BT, 8)
+    assert float((found + losses_BT[:, 7:]).abs().max()) < 1e-9
+    loops_BT = model(tokens_BT, model.init_state(2)).told.loops_BT
+    assert len(set(loops_BT.flatten().tolist())) > 1
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class Attention(nn.Module):
             segment_BT = torch.where(ctx.valid_BT, segment_BT, PADDING)
         past = self.trimmed(state, ctx)
         new = kv_cache.append(past, k_BKTH, v_BKTH, segment_BT, ctx.pos_BT)
-        if not self._is_plain(past, T):
+        if not self._is_plain(past, T, ctx):
             sink_q_BNTH = None
             if angles is not None and self.window is not None:
                 # a sink that is far away is turned as if it were just before the window
@@ -157,11 +157,14 @@ class Attention(nn.Module):
     def _sight(self) -> Sight:
         return Sight(self.window, self.sinks, self.slopes)
 
-    def _is_plain(self, past: KVState, num_tokens: int) -> bool:
+    def _is_plain(self, past: KVState, num_tokens: int, ctx: Ctx) -> bool:
         """Whether every earlier token of a document is seen, and all by the same rule."""
         if self.slopes is not None:
             return False
-        return self.window is None or past.length + num_tokens <= self.window
+        if self.window is None:
+            return True
+        # so few keys are near each other, unless some between them were never written
+        return not ctx.gaps and past.length + num_tokens <= self.window
 
     def _angles(self, pos_BT: Tensor, dtype: torch.dtype) -> Angles | None:
         turning = rotation(self.position, self.head_dim, dtype)

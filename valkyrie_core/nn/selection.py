@@ -57,6 +57,7 @@ class Selection(NamedTuple):
             doc_BT=self.take(doc_BT).masked_fill(~self.real_BK, PADDING) if several else None,
             fresh_BT=torch.zeros_like(self.real_BK) if several and fresh_BK is None else fresh_BK,
             packed=several,
+            gaps=True,
             valid_BT=self.real_BK if padded else None,
             latest_BT=torch.minimum(steps_K, self.real_BK.sum(1, keepdim=True)) if padded else None,
             v_first_BTD=None if ctx.v_first_BTD is None else self.take(ctx.v_first_BTD),

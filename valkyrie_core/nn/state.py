@@ -72,6 +72,8 @@ class Ctx(NamedTuple):
     """[B, T, D] after each loop but the last, where a loss is asked of them."""
     loops_BT: Tensor | None = None
     """How many loops each token ran through, where tokens halt."""
+    gaps: bool = False
+    """Whether tokens between these may be missing: a cache has fewer keys than positions then."""
     causal: bool = True
     """Whether a token sees earlier ones alone; on a canvas attention sees all."""
 

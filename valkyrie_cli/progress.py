@@ -120,6 +120,10 @@ class TrainingDisplay:
         if event.experts is not None:
             dead = f", {event.experts.dead} dead" if event.experts.dead else ""
             numbers["experts"] = f"MaxVio {event.experts.max_vio:.2f}{dead}"
+        if event.thought is not None:
+            numbers["thought"] = (
+                f"right {100 * event.thought.accuracy:.0f} %, {event.thought.steps:.1f} steps"
+            )
         if event.tokens_per_second is not None:
             numbers["speed"] = f"{event.tokens_per_second:,.0f} tokens/s"
         if event.mfu is not None:
@@ -137,7 +141,7 @@ class TrainingDisplay:
         numbers = self._numbers(event)
         text = self._joined(event, numbers)
         # a narrow terminal loses what can be read elsewhere
-        for name in ("mfu", "speed", "experts", "validation", "eta"):
+        for name in ("mfu", "speed", "experts", "validation", "thought", "eta"):
             if len(text) + LEAST_BAR + 1 <= self._console.width:
                 break
             numbers.pop(name, None)

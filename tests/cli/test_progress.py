@@ -25,6 +25,7 @@ def event(step: int, **changes: Any) -> Any:
         "validation": None,
         "message": None,
         "experts": None,
+        "thought": None,
     }
     return SimpleNamespace(**{**values, **changes})
 
@@ -127,3 +128,10 @@ def test_a_closed_stderr_does_not_end_the_training() -> None:
     with display:
         display.show(event(1))
         display.show(event(2))
+
+
+def test_what_came_of_questions_is_shown() -> None:
+    thought = SimpleNamespace(accuracy=0.853, steps=6.24)
+    display = TrainingDisplay("name", log_every=10)
+    assert "right 85 %, 6.2 steps" in show(display, event(10, thought=thought))
+    assert "right" not in show(TrainingDisplay("name", log_every=10), event(10))

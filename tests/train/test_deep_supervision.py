@@ -116,7 +116,10 @@ def test_questions_stay_until_their_last_step(folder: Path, cache: Path) -> None
         bench.step()
     # four rows, three steps of thought each
     assert bench.asked == list(range(12))
+    thought = bench.objective.thought
     row = bench.objective.metrics()["recursion"]
+    assert thought == (row["accuracy"], 3)
+    assert bench.objective.thought is None
     assert row["reasoning_steps"] == 3
     assert row["halt_rate"] == 0
     assert row["q_halt_mean"] == pytest.approx(torch.tensor(-5.0).sigmoid().item())

@@ -25,6 +25,7 @@ from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.device import autocast
 from valkyrie_core.train.metrics import Row
 from valkyrie_core.train.objective import Running, Work
+from valkyrie_core.train.progress import Thought
 from valkyrie_core.train.routing import Routing
 
 METRICS = (
@@ -113,15 +114,24 @@ class DeepSupervision:
 
     def metrics(self) -> Row:
         """Means since last asked; None of what there was nothing of."""
-        means = {
-            name: total / count if count else None
-            for name, total, count in zip(
-                METRICS, self._lanes.sums_K.tolist(), self._lanes.counts_K.tolist(), strict=True
-            )
-        }
+        means = self._means()
         nothing_K = torch.zeros_like(self._lanes.sums_K)
         self._lanes = self._lanes._replace(sums_K=nothing_K, counts_K=nothing_K)
         return {"recursion": means}
+
+    @property
+    def thought(self) -> Thought | None:
+        """What came of questions since metrics were last asked."""
+        means = self._means()
+        accuracy, steps = means["accuracy"], means["reasoning_steps"]
+        return None if accuracy is None or steps is None else Thought(accuracy, steps)
+
+    def _means(self) -> dict[str, float | None]:
+        sums, counts = self._lanes.sums_K.tolist(), self._lanes.counts_K.tolist()
+        return {
+            name: total / count if count else None
+            for name, total, count in zip(METRICS, sums, counts, strict=True)
+        }
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The lanes."""

@@ -17,6 +17,7 @@ from valkyrie_core.train.config import SupervisedConfig
 from valkyrie_core.train.device import autocast
 from valkyrie_core.train.metrics import Row
 from valkyrie_core.train.objective import Running, Work
+from valkyrie_core.train.progress import Thought
 from valkyrie_core.train.routing import Routing
 from valkyrie_core.train.stages import Stage, stage_at, stages
 
@@ -76,6 +77,11 @@ class NextToken:
     def metrics(self) -> Row:
         """The loss says it all."""
         return {}
+
+    @property
+    def thought(self) -> Thought | None:
+        """Text asks nothing."""
+        return None
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The carried states."""

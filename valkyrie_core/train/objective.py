@@ -11,6 +11,7 @@ from torch import Tensor
 from valkyrie_core.errors import DivergedError
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.train.metrics import Row
+from valkyrie_core.train.progress import Thought
 
 
 class Work(NamedTuple):
@@ -38,6 +39,11 @@ class Objective(Protocol):
 
     def metrics(self) -> Row:
         """What is worth a row of metrics beside the loss."""
+        ...
+
+    @property
+    def thought(self) -> Thought | None:
+        """What came of questions since metrics were last asked; None: there are none."""
         ...
 
     def to_tensors(self) -> dict[str, Tensor]:

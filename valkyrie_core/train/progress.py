@@ -22,6 +22,15 @@ class Health(NamedTuple):
     """Experts with less than a tenth of a fair load, over all layers."""
 
 
+class Thought(NamedTuple):
+    """What came of the questions of a canvas that ended lately."""
+
+    accuracy: float
+    """The share of right answers."""
+    steps: float
+    """Mean steps of thought."""
+
+
 class Validation(NamedTuple):
     """The result of a validation."""
 
@@ -54,6 +63,8 @@ class StepEvent(NamedTuple):
     """A line worth showing."""
     experts: Health | None = None
     """How evenly experts were used; None: there are none."""
+    thought: Thought | None = None
+    """What came of questions; None: none ended, or none are asked."""
 
 
 @dataclass

@@ -302,6 +302,7 @@ class Trainer:
                 mfu=self.meter.mfu,
                 validation=validation,
                 experts=self.routing.health(),
+                thought=self.objective.thought,
             )
         )
 

@@ -24,6 +24,8 @@ from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.statistics import mean_of
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import ValkyrieError
+from valkyrie_core.evaluate.thinking import rule_of
+from valkyrie_core.runs.thinking import halting_of
 from valkyrie_core.train.storage import Storage
 
 log = logging.getLogger("valkyrie")
@@ -113,11 +115,19 @@ def asked(folder: Path) -> dict[str, Any]:
     }
     if full.thinking is None:
         return found
+    model, tokenizer, recipe = runs.load(folder)
+    split = prepare(recipe.data, tokenizer=tokenizer).corpora["sudoku"].validation
     for rule in RULES:
-        thinking = runs.evaluate(folder, halt=rule).corpora["sudoku"].thinking
-        assert thinking is not None
-        assert thinking.halting is not None
-        found["rules"][rule] = thinking.halting.model_dump(mode="json")
+        halting = halting_of(
+            model,
+            split,
+            rule_of(rule),
+            depth=full.thinking.full_depth,
+            score=None,
+            full_score=full.accuracy.share,
+            context_len=recipe.train.context_len,
+        )
+        found["rules"][rule] = halting.model_dump(mode="json")
     calibrated = runs.calibrate(folder, risk=RISK)
     found["calibrated"] = calibrated.model_dump(mode="json")
     return found

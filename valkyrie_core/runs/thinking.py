@@ -73,29 +73,16 @@ def thinking_of(
     )
     halting = None
     if rule is not None:
-        ask = functools.partial(
-            think, model, depth=full, context_len=context_len, precision=precision
-        )
-        found = ask(split, rule=rule, max_tokens=None if questions else TEXT_TOKENS)
-        timed = chosen(
-            split, range(min(TIMED, split.num_documents)), max_tokens=TEXT_TOKENS // TIMED
-        )
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(PASSES):
-            times[False].append(ask(timed).seconds)
-            times[True].append(ask(timed, rule=rule).seconds)
-        total = found.steps.total()
-        shares = {depth: found.steps[depth] / total for depth in range(1, full + 1)}
-        halting = HaltingScore(
-            rule=_named(rule),
-            calibrated_risk=calibrated.risk if calibrated else None,
-            score=found.share if questions else bits(full, rule),
+        halting = halting_of(
+            model,
+            split,
+            rule,
+            depth=full,
+            score=None if questions else bits(full, rule),
             full_score=depths[full],
-            reasoning_steps=found.mean_steps,
-            halt_rate=1 - shares[full],
-            steps=shares,
-            seconds=min(times[True]),
-            full_seconds=min(times[False]),
+            context_len=context_len,
+            precision=precision,
+            calibrated=calibrated,
         )
     held = None if said is None else said.held.double()
     return ThinkingScore(
@@ -110,6 +97,48 @@ def thinking_of(
         if said is None or said.going_on is None
         else float(said.going_on.mean()),
         halting=halting,
+    )
+
+
+def halting_of(
+    model: Model,
+    split: PackedSplit,
+    rule: Rule,
+    *,
+    depth: int,
+    score: float | None,
+    full_score: float,
+    context_len: int,
+    precision: Precision = "fp32",
+    calibrated: Calibrated | None = None,
+) -> HaltingScore:
+    """What a rule saves, and what it costs.
+
+    Args:
+        depth: loops or steps at most.
+        score: with the rule; None: the share of right answers, which is found here.
+        full_score: the same without the rule.
+    """
+    ask = functools.partial(think, model, depth=depth, context_len=context_len, precision=precision)
+    found = ask(split, rule=rule, max_tokens=None if score is None else TEXT_TOKENS)
+    count = min(TIMED, split.num_documents)
+    timed = chosen(split, range(count), max_tokens=TEXT_TOKENS // count)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(PASSES):
+        times[False].append(ask(timed).seconds)
+        times[True].append(ask(timed, rule=rule).seconds)
+    total = found.steps.total()
+    shares = {one: found.steps[one] / total for one in range(1, depth + 1)}
+    return HaltingScore(
+        rule=_named(rule),
+        calibrated_risk=calibrated.risk if calibrated else None,
+        score=found.share if score is None else score,
+        full_score=full_score,
+        reasoning_steps=found.mean_steps,
+        halt_rate=1 - shares[depth],
+        steps=shares,
+        seconds=min(times[True]),
+        full_seconds=min(times[False]),
     )
 
 

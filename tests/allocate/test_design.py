@@ -53,6 +53,8 @@ def test_a_tied_head_is_counted_once_and_read_whole() -> None:
 @pytest.mark.parametrize("ratio", ["0:4", "1:1", "3:1", "4:0"])
 def test_sizes_are_matched(path: Path, match: str, ratio: str) -> None:
     recipe = Recipe.load(path)
+    if recipe.model.core.type == "canvas":
+        pytest.skip("its network is laid out by hand: see below")
     if len(recipe.model.core.layers) > 16:
         pytest.skip("a large recipe has the same rule and takes seconds")
     layout = from_ratio(ratio, len(recipe.model.core.layers))
@@ -70,6 +72,10 @@ def test_sizes_are_matched(path: Path, match: str, ratio: str) -> None:
 def test_a_written_recipe_loads_and_equals_the_design(path: Path, tmp_path: Path) -> None:
     resolved = resolve(path)
     num_layers = len(resolved.recipe.model.core.layers)
+    if resolved.recipe.model.core.type == "canvas":
+        with pytest.raises(UsageError, match="a canvas"):
+            rearranged(resolved.recipe.model, from_ratio("1:1", num_layers))
+        return
     design = rearranged(resolved.recipe.model, from_ratio("1:1", num_layers))
     text, loaded = recipe_text(
         resolved, design.model, suffix="new", reasons=["Why: because " * 30, *design.notes]
@@ -79,8 +85,8 @@ def test_a_written_recipe_loads_and_equals_the_design(path: Path, tmp_path: Path
     assert Recipe.load(out) == loaded
     assert loaded.model == design.model
     assert loaded.name == f"{resolved.recipe.name}-new"
-    # nothing else changed
-    assert loaded.data == resolved.recipe.data
+    # nothing else changed, but for the memory of loops that are none any more
+    assert loaded.data == resolved.recipe.data.model_copy(update={"memory_tokens": 0})
     assert loaded.train == resolved.recipe.train
     assert text.startswith("# Why: because")
     assert max(map(len, text.splitlines()[:4])) <= 100

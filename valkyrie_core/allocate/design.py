@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from valkyrie_core.allocate.layout import ATTENTION, RECURRENT, Layout, brief
 from valkyrie_core.allocate.match import Match, Matched, matched
+from valkyrie_core.errors import UsageError
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import BlockConfig, StackConfig
+from valkyrie_core.nn.canvas_core import CanvasConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
 
@@ -52,8 +54,13 @@ def rearranged(
         match: keep the original's parameters or FLOPs per token, by resizing all ffns.
         context_len: tokens over which FLOPs are averaged.
 
-    Raises UsageError where the sizes can't be matched.
+    Raises UsageError where the sizes can't be matched, or the model is a canvas.
     """
+    if isinstance(model.core, CanvasConfig):
+        raise UsageError(
+            "a canvas's network is laid out in its recipe alone",
+            hint="change model.core.pattern, and compare the two recipes",
+        )
     blocks, notes = dict(model.core.blocks), list(layout.notes)
     chosen: dict[str, str] = {}
     for letter in (RECURRENT, ATTENTION):

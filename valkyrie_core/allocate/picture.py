@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -10,8 +11,11 @@ from valkyrie_core.allocate.match import layers_of
 from valkyrie_core.nn.attention import Attention
 from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import Block
+from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.canvas_core import CanvasCore
 from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.recursive import Recursive
+from valkyrie_core.nn.state import Cost
 from valkyrie_core.plan.flops import HEAD, state_bytes, training_flops, weights_read
 from valkyrie_core.plan.parameters import weightless
 
@@ -47,12 +51,21 @@ def picture(model: ModelConfig, context_len: int) -> list[LayerRow]:
     """
     built = weightless(model)
     rows = [_outer(built, "embedding", built.embedding_norm, built.embedding)]
+    # two costs of every pass, in the order in which they run
+    costs = [cost for _, cost in built.costs(context_len, VALUE_BYTES)]
     for layer, (name, block) in enumerate(zip(model.core.layers, layers_of(built), strict=True)):
-        row, times = _row(layer, name, model, block, context_len), built.core.passes.count(layer)
-        rows.append(row._replace(flops=row.flops * times, state_bytes=row.state_bytes * times))
-    if isinstance(built.core, Recursive):
-        loops = _outer(built, f"{built.core.loops} loops")
-        rows.append(loops._replace(parameters=built.core.own_parameters))
+        places = [place for place, one in enumerate(built.core.passes) if one == layer]
+        own = [costs[2 * place + part] for place in places for part in (0, 1)]
+        rows.append(_row(layer, name, model, block, own))
+    if isinstance(built.core, Recursive | CanvasCore):
+        title = "canvas"
+        if isinstance(built.core, Recursive):
+            title = f"{built.core.loops} loops"
+        loops = _outer(built, title)
+        count = built.core.own_parameters
+        if isinstance(built, Canvas):
+            count += built.own_parameters
+        rows.append(loops._replace(parameters=count))
     # a tied head has no parameters of its own
     head = [built.head_norm] if model.head == "tied" else [built.head_norm, built.head]
     flops = training_flops(built, context_len)[HEAD]
@@ -68,10 +81,11 @@ def decode_bytes(model: Model, context_len: int) -> int:
     return weights + sum(state_bytes(model, context_len, VALUE_BYTES))
 
 
-def _row(layer: int, name: str, model: ModelConfig, block: Block, context_len: int) -> LayerRow:
+def _row(
+    layer: int, name: str, model: ModelConfig, block: Block, costs: Sequence[Cost]
+) -> LayerRow:
     config = model.core.blocks[name]
     attention = block.mixer if isinstance(block.mixer, Attention) else None
-    costs = block.costs(context_len, VALUE_BYTES)
     return LayerRow(
         layer,
         name,

@@ -193,6 +193,12 @@ class Canvas(Backbone):
         return found
 
     @property
+    def own_parameters(self) -> int:
+        """Parameters of the cells' places, the memory and the q-head."""
+        parts = (self.place.weight, self.memory_MD, *self.q_head.parameters())
+        return sum(parameter.numel() for parameter in parts)
+
+    @property
     def training_flops(self) -> int:
         """Of a step of supervision, per cell."""
         head, costs = 2 * self.head.weight.numel(), self.costs(self.cells)

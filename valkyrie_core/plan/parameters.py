@@ -49,7 +49,7 @@ def count_parameters(model: Model) -> Parameters:
     if isinstance(model.core, Recursive | CanvasCore):
         parts["loops"] = model.core.own_parameters
     if isinstance(model, Canvas):
-        parts["canvas"] = _size(model.place) + _size(model.q_head) + model.memory_MD.numel()
+        parts["canvas"] = model.own_parameters
     total = model.num_parameters()
     passed_over = sum(moe.idle_parameters for moe in model.modules() if isinstance(moe, MoE))
     return Parameters(total=total, active=total - passed_over, by_part=parts)

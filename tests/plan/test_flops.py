@@ -8,21 +8,25 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.nn.menu import CONFIGS, MIXERS, model_config
 from tests.plan.recipes import TINY, name
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import build_model
 from valkyrie_core.nn.moe import experts
 from valkyrie_core.nn.moe.gates import TopPConfig
 from valkyrie_core.nn.state import num_bytes
 from valkyrie_core.nn.state_format import settle
 from valkyrie_core.plan import flops
-from valkyrie_core.plan.counter import count_step
+from valkyrie_core.plan.counter import FORMULAS, count_step
 from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe
+from valkyrie_core.train.device import autocast
 
 
 def assert_counted(
@@ -44,10 +48,28 @@ def assert_counted(
         assert predicted == pytest.approx(counted, rel=rel)
 
 
+def assert_canvas_counted(config: ModelConfig, precision: Precision) -> None:
+    torch.manual_seed(0)
+    model = build_model(config)
+    assert isinstance(model, Canvas)
+    predicted = sum(flops.training_flops(weightless(config), model.cells).values())
+    assert predicted == model.training_flops
+    tokens_BC = torch.randint(1, 99, (4, model.cells))
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        with autocast(precision, torch.device("cpu")):
+            last_B = torch.zeros(4, dtype=torch.bool)
+            loss = model.loss(tokens_BC, tokens_BC, model.begin(4), last_B).loss
+        torch.autograd.backward(loss)
+    assert predicted == pytest.approx(counter.get_total_flops() / tokens_BC.numel(), rel=0.02)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("path", TINY, ids=name)
 def test_training_flops_of_every_tiny_recipe(path: Path, precision: Precision) -> None:
     recipe = Recipe.load(path)
+    if recipe.model.core.type == "canvas":
+        assert_canvas_counted(recipe.model, precision)
+        return
     for context_len in {recipe.train.context_len, recipe.train.longest_context}:
         assert_counted(recipe.model, context_len, precision)
 

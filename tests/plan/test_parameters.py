@@ -10,14 +10,14 @@ import torch
 from tests.nn.menu import CONFIGS
 from tests.plan.recipes import ALL, name
 from valkyrie_core.nn.backbone import ModelConfig
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.models import build_model
 from valkyrie_core.nn.recursive import RecursiveConfig
 from valkyrie_core.plan.parameters import count_parameters, weightless
 from valkyrie_core.recipe import Recipe
 
 
 def real_count(config: ModelConfig) -> int:
-    return sum(parameter.numel() for parameter in set(HybridLM(config).parameters()))
+    return sum(parameter.numel() for parameter in set(build_model(config).parameters()))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

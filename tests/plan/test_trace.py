@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tests.plan.recipes import TINY, name
 from valkyrie_core.machine.hardware import Precision
-from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.models import Model, build_model
 from valkyrie_core.plan.trace import Ledger, StepMemory, Training
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.device import STORED, autocast
@@ -31,6 +32,15 @@ def largest(training: Training) -> StepMemory:
     return max(steps, key=lambda step: step.peak)
 
 
+def loss_of(model: Model, tokens_BT: Tensor, doc_BT: Tensor) -> Tensor:
+    if isinstance(model, Canvas):
+        last_B = torch.zeros(len(tokens_BT), dtype=torch.bool)
+        return model.loss(tokens_BT, tokens_BT, model.begin(len(tokens_BT)), last_B).loss
+    state = model.init_state(len(tokens_BT))
+    loss: Tensor = model.loss(tokens_BT, tokens_BT, state, doc_BT.contiguous())[0]
+    return loss
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("path", TINY, ids=name)
 def test_activations_are_what_a_real_step_saves(path: Path, precision: Precision) -> None:
@@ -38,7 +48,7 @@ def test_activations_are_what_a_real_step_saves(path: Path, precision: Precision
     stage = stages(recipe.train)[0]
     traced = Training(recipe, precision).step(stage)
     torch.manual_seed(0)
-    model = HybridLM(recipe.model)
+    model = build_model(recipe.model)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, Tensor] = {}
 
@@ -51,9 +61,8 @@ def test_activations_are_what_a_real_step_saves(path: Path, precision: Precision
     tokens_BT = torch.randint(0, 200, (stage.micro_size, stage.context_len))
     # two documents in each row, as packing makes them
     doc_BT = (torch.arange(stage.context_len) > stage.context_len // 2).long().expand_as(tokens_BT)
-    state = model.init_state(stage.micro_size)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(precision, CPU):
-        loss, _, _ = model.loss(tokens_BT, tokens_BT, state, doc_BT.contiguous())
+        loss = loss_of(model, tokens_BT, doc_BT)
     real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     assert loss.isfinite()
     # the state after the window and a few masks are alive without being saved
@@ -68,7 +77,7 @@ def test_a_fake_step_holds_what_the_same_real_step_holds(path: Path, recomputes:
     stage = stages(recipe.train)[0]
     traced = Training(recipe, "fp32").step(stage, recomputes=recomputes)
     torch.manual_seed(0)
-    model = HybridLM(recipe.model, STORED[recipe.train.weights])
+    model = build_model(recipe.model, STORED[recipe.train.weights])
     model.core.recomputes = recomputes
     optimizers = build_optimizers(recipe.train.optimizer, model)
     together = recipe.train.update == "after_backward"
@@ -80,11 +89,7 @@ def test_a_fake_step_holds_what_the_same_real_step_holds(path: Path, recomputes:
         with Ledger() as ledger:
             if step:
                 for _ in range(stage.batch_size // stage.micro_size):
-                    loss, state, _ = model.loss(
-                        tokens_BT, tokens_BT, model.init_state(len(tokens_BT)), doc_BT.contiguous()
-                    )
-                    torch.autograd.backward(loss)
-                    del loss, state
+                    torch.autograd.backward(loss_of(model, tokens_BT, doc_BT))
             else:
                 torch.autograd.backward(sum(p.sum() for p in model.parameters()))
             if together:
@@ -99,12 +104,15 @@ def test_a_fake_step_holds_what_the_same_real_step_holds(path: Path, recomputes:
 def test_sizes_of_weights_and_optimizer_are_real(path: Path) -> None:
     recipe = load(path)
     training = Training(recipe, "fp32")
-    model = HybridLM(recipe.model, STORED[recipe.train.weights])
+    model = build_model(recipe.model, STORED[recipe.train.weights])
     optimizers = build_optimizers(recipe.train.optimizer, model)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizers.step()
-    state = optimizers.state_tensors().values()
+    state = list(optimizers.state_tensors().values())
+    if recipe.train.ema is not None:
+        # the average of the weights is counted with it
+        state += list(model.parameters())
     weights = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
     # biases of routers, and counters of experts
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
@@ -121,7 +129,7 @@ def test_sizes_of_weights_and_optimizer_are_real(path: Path) -> None:
 
 
 def test_micro_batches_and_recomputation_take_less() -> None:
-    path = TINY[0]
+    path = next(path for path in TINY if path.stem == "hybrid")
     training = Training(load(path), "fp32")
     whole = largest(training)
     again = training.step(whole.stage, recomputes=True)

@@ -48,8 +48,7 @@ def kept(recipe: Recipe) -> int:
 
 
 def _tensor_files(training: Training) -> tuple[int, int]:
-    weights, optimizer = training.tensors()
-    saved = {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
+    weights, saved = training.tensors()
     saved |= {f"rng/{name}": tensor for name, tensor in RngState.capture().tensors.items()}
     return file_size(weights), file_size(saved)
 

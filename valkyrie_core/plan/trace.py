@@ -38,6 +38,7 @@ from valkyrie_core.plan.workspace import workspace
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train import carry
 from valkyrie_core.train.average import Average
+from valkyrie_core.train.deep_supervision import empty_lanes
 from valkyrie_core.train.device import STORED, autocast
 from valkyrie_core.train.in_backward import StepInBackward
 from valkyrie_core.train.optim import build_optimizers
@@ -208,9 +209,12 @@ class Training:
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weights, and what training keeps of them, as a checkpoint names them."""
-        kept = self._optimizers.state_tensors()
+        kept = {f"optimizer/{name}": x for name, x in self._optimizers.state_tensors().items()}
         if self._average is not None:
-            kept = {**kept, **self._average.tensors}
+            kept |= {f"trained/{name}": x for name, x in self._average.tensors.items()}
+        if isinstance(self.model, Canvas):
+            lanes = empty_lanes(self.model, self.recipe.train.batch_size, CPU)
+            kept |= {f"carried/{name}": x for name, x in lanes._asdict().items()}
         return model_tensors(self.model), kept
 
     def carried_tensors(self) -> dict[str, Tensor]:

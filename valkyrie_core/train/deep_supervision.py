@@ -61,6 +61,23 @@ class Lanes(NamedTuple):
     """Likewise."""
 
 
+def empty_lanes(model: Canvas, batch_size: int, device: torch.device) -> Lanes:
+    """Lanes that wait for their first questions."""
+    counter_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    tokens_BC = counter_B[:, None].expand(batch_size, model.cells)
+    return Lanes(
+        *model.begin(batch_size),
+        tokens_BC=tokens_BC,
+        targets_BC=tokens_BC,
+        steps_B=counter_B,
+        least_B=counter_B,
+        halted_B=counter_B == 0,
+        asked=torch.zeros((), dtype=torch.int64),
+        sums_K=torch.zeros(len(METRICS), dtype=torch.float64),
+        counts_K=torch.zeros(len(METRICS), dtype=torch.float64),
+    )
+
+
 class DeepSupervision:
     """See `Objective`."""
 
@@ -77,7 +94,7 @@ class DeepSupervision:
         self._question = question
         self._routing = routing
         self._running = running
-        self._lanes = self._empty()
+        self._lanes = empty_lanes(model, config.batch_size, running.device)
         self._after: Lanes | None = None
 
     def gradients(self, step: int) -> Work:
@@ -140,30 +157,12 @@ class DeepSupervision:
 
     def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Goes on with the lanes of a checkpoint."""
-        like = self._empty()._asdict()
+        device = self._running.device
+        like = empty_lanes(self._model, self._config.batch_size, device)._asdict()
         shapes = {name: value.shape for name, value in tensors.items()}
         if shapes != {name: value.shape for name, value in like.items()}:
             raise CheckpointError("the checkpoint's questions are not those of this recipe")
-        device = self._running.device
         self._lanes = Lanes(**{name: tensors[name].to(device) for name in like})
-
-    def _empty(self) -> Lanes:
-        """Lanes that wait for their first questions."""
-        B, C = self._config.batch_size, self._model.cells
-        carry = self._model.begin(B)
-        counter_B = torch.zeros(B, dtype=torch.int64, device=self._running.device)
-        tokens_BC = counter_B[:, None].expand(B, C)
-        return Lanes(
-            *carry,
-            tokens_BC=tokens_BC,
-            targets_BC=tokens_BC,
-            steps_B=counter_B,
-            least_B=counter_B,
-            halted_B=counter_B == 0,
-            asked=torch.zeros((), dtype=torch.int64),
-            sums_K=torch.zeros(len(METRICS), dtype=torch.float64),
-            counts_K=torch.zeros(len(METRICS), dtype=torch.float64),
-        )
 
     def _refilled(self, lanes: Lanes) -> Lanes:
         """New questions where the last ones have come to an end."""

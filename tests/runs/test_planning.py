@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.plan.recipes import TINY
+from tests.plan.recipes import ROOT
 from tests.train import small
 from valkyrie_core import runs
 from valkyrie_core.errors import UsageError
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.runs import planning, prediction
 from valkyrie_core.runs.planning import parse_memory
+
+HYBRID = ROOT / "tiny" / "hybrid.yaml"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_a_process_that_cannot_be_measured_costs_a_warning(
     monkeypatch.setenv("VALKYRIE_CACHE", str(tmp_path))
     monkeypatch.setattr(planning, "measure_held_bytes", broken)
     with caplog.at_level(logging.WARNING, "valkyrie"):
-        report = runs.plan(Recipe.load(TINY[0]))
+        report = runs.plan(Recipe.load(HYBRID))
     assert report.bytes.process_peak is None
     assert report.bytes.peak > 0
     assert report.fit is None
@@ -58,7 +60,7 @@ def test_a_process_that_cannot_be_measured_costs_a_warning(
 
 def train(tmp_path: Path, steps: int) -> runs.TrainReport:
     overrides = [f"runs_dir={tmp_path}", "train.eval_tokens=256", f"train.steps={steps}"]
-    return runs.train(Recipe.load(TINY[0], overrides))
+    return runs.train(Recipe.load(HYBRID, overrides))
 
 
 def test_training_says_what_was_predicted(
@@ -96,10 +98,10 @@ def test_a_prediction_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_stages_are_as_long_as_they_are() -> None:
     plain = ["model.dim=64", "train.steps=10", "train.batch_size=8", "train.context_len=64"]
     staged = "train.context_schedule=[{from_fraction: 0.9, context_len: 512}]"
-    short = runs.plan(Recipe.load(TINY[0], plain)).seconds[0]
-    both = runs.plan(Recipe.load(TINY[0], [*plain, staged])).seconds[0]
+    short = runs.plan(Recipe.load(HYBRID, plain)).seconds[0]
+    both = runs.plan(Recipe.load(HYBRID, [*plain, staged])).seconds[0]
     long = ["train.batch_size=1", "train.context_len=512"]
-    last = runs.plan(Recipe.load(TINY[0], [*plain, *long])).seconds[0]
+    last = runs.plan(Recipe.load(HYBRID, [*plain, *long])).seconds[0]
     assert last.step != pytest.approx(short.step, rel=0.01)
     assert both.recipe == pytest.approx(9 * short.step + last.step, rel=1e-6)
 

@@ -95,7 +95,7 @@ def test_stopping_after_every_step_changes_no_bit(
     case: str, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if case == "dropout":
-        monkeypatch.setattr(session, "HybridLM", Dropping)
+        monkeypatch.setattr(session, "build_model", Dropping)
     settings: dict[str, Any] = CASES[case] | {"steps": 7, "sample_prompts": ["So"]}
     whole = small.train(small.recipe(folder, runs="whole", **settings), cache=cache)
     expected = outcome(whole.run)
@@ -111,7 +111,7 @@ def test_stopping_after_every_step_changes_no_bit(
 def test_a_stop_inside_a_step_gives_back_the_numbers_it_drew(
     stop_at: int, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "HybridLM", Dropping)
+    monkeypatch.setattr(session, "build_model", Dropping)
     settings: dict[str, Any] = {"steps": 3, "grad_accum_steps": 4}
     whole = small.train(small.recipe(folder, runs="whole", **settings), cache=cache)
     recipe = small.recipe(folder, runs="stopped", **settings)

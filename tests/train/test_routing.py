@@ -197,7 +197,8 @@ def test_a_stop_in_the_middle_of_a_step_moves_nothing(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         poll()
 
-    bench.stop.poll = stop  # type: ignore[method-assign]
+    running = bench.trainer.objective._running  # type: ignore[attr-defined]
+    bench.trainer.objective._running = running._replace(poll=stop)  # type: ignore[attr-defined]
     with bench.stop, pytest.raises(StopRequestedError):
         bench.trainer.fit(2)
     for moe, bias_E in zip(layers(bench), before, strict=True):

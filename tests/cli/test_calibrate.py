@@ -94,6 +94,14 @@ def test_a_threshold_is_kept_and_gone_by(cli: Cli, deep: Path) -> None:
     assert sum(halting["steps"].values()) == pytest.approx(1)
     human = cli("eval", str(deep)).out
     assert "calibrated: risk at most 50.0%" in " ".join(human.split())
+    # the promise is about the rule as it was calibrated, and about no other weights
+    for options in (("--min-depth", "2"), ("--max-depth", "2"), ("--weights", "int8")):
+        told = json.loads(cli("eval", str(deep), *options, "--json").out)
+        halting = told["corpora"]["khop"]["thinking"]["halting"]
+        assert halting["rule"].startswith("confidence=")
+        assert halting["calibrated_risk"] is None
+        if options[0] == "--min-depth":
+            assert halting["steps"]["1"] == 0
 
 
 def test_nothing_is_kept_where_nothing_is_asked_for(cli: Cli, deep: Path) -> None:

@@ -77,6 +77,7 @@ def asked_with_memory(
     *,
     threshold: float,
     rule: TokenRule | Done | None = None,
+    min_steps: int = 1,
     max_steps: int | None = None,
     keys_of: Callable[[Tensor], Tensor] = lambda keys_BX: keys_BX,
 ) -> Remembered:
@@ -85,6 +86,7 @@ def asked_with_memory(
     Args:
         threshold: see `Episodes`.
         rule: what ends thought besides; see `nn.answering.answers`.
+        min_steps: no thought ends before; a recalled answer does not wait for it.
         max_steps: steps at most; None: as in training.
         keys_of: changes the keys of a batch before they are looked up or stored (a test shuffles
             them).
@@ -112,6 +114,7 @@ def asked_with_memory(
                     model,
                     tokens_BC[rows_A],
                     rule,
+                    min_steps=min_steps,
                     max_steps=max_steps,
                     first=rows_of(first, rows_A),
                 )

@@ -399,10 +399,12 @@ class Said(NamedTuple):
     seconds: float
 
     def differs(self, other: Said) -> list[float]:
-        """The share of each document's places where something else is said."""
+        """The share of each document's places where something else is said; documents without a
+        scored place say nothing, and are left out."""
         return [
-            sum(a != b for a, b in zip(mine, theirs, strict=True)) / max(1, len(mine))
+            sum(a != b for a, b in zip(mine, theirs, strict=True)) / len(mine)
             for mine, theirs in zip(self.tokens, other.tokens, strict=True)
+            if mine
         ]
 
 

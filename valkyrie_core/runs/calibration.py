@@ -87,7 +87,7 @@ def calibrate_run(
         risk=risk,
         delta=delta,
         unit="question" if questions else "document",
-        rows=sum(split.num_documents for split in calibration),
+        rows=len(_losses(full, full)),
         rows_needed=rows_needed(risk, delta),
         full_depth=full_depth(model),
         threshold=found.threshold,

@@ -63,6 +63,9 @@ def evaluate_run(
         )
     rule, calibrated = asked_rule(place, loaded, halt, min_depth)
     check_depths(model, halt, min_depth, max_depth)
+    if weights != "fp32" or max_depth is not None:
+        # the promise is about these weights at full depth
+        calibrated = None
     if memory is not None and not isinstance(model, Canvas):
         raise UsageError(
             "the memory of answers is a canvas's, and the run's model is none",
@@ -86,12 +89,13 @@ def evaluate_run(
 
     # what the format costs is measured, so the weights as trained are scored first
     as_trained = None if weights == "fp32" else score(model, "fp32")
-    scores = score(rounded(model, weights, precision), precision)
+    used = rounded(model, weights, precision)
+    scores = score(used, precision)
     first = next(iter(scores.values()))
     asked = {
         name: _accuracy(
             answered(
-                rounded(model, weights, precision),
+                used,
                 corpus,
                 dataset.corpora[name].validation,
                 context_len=first.context_len,
@@ -103,7 +107,7 @@ def evaluate_run(
     }
     thought = {
         name: thinking_of(
-            rounded(model, weights, precision),
+            used,
             dataset.corpora[name].validation,
             questions=isinstance(corpus, QuestionsCorpus),
             context_len=first.context_len,
@@ -115,11 +119,9 @@ def evaluate_run(
         for name, corpus in recipe.data.corpora.items()
     }
     remembered = {}
-    if memory is not None and isinstance(model, Canvas):
+    if memory is not None and isinstance(used, Canvas):
         remembered = {
-            name: _remembered(
-                rounded(model, weights, precision), tokenizer, corpus, memory, rule, max_depth
-            )
+            name: _remembered(used, tokenizer, corpus, memory, rule, max_depth)
             for name, corpus in recipe.data.corpora.items()
             if isinstance(corpus, QuestionsCorpus)
         }
@@ -160,6 +162,7 @@ def _remembered(
         corpus.held_out(),
         threshold=threshold,
         rule=None if rule is None else canvas_rule(model, rule),
+        min_steps=1 if rule is None else rule.min_loops,
         max_steps=max_depth,
     )
     return MemoryScore(

@@ -13,22 +13,23 @@ from valkyrie_core.train.load import LoadedLM, LoadedRun
 def asked_rule(
     place: RunPlace, loaded: LoadedRun | LoadedLM, halt: str | None, min_depth: int | None
 ) -> tuple[Rule | None, Calibrated | None]:
-    """What ends thought early: what is asked for, else what was calibrated, else the recipe's."""
+    """What ends thought early: what is asked for, else what was calibrated, else the recipe's.
+
+    And the promise that goes with it: of the calibrated rule as it is, and of no other.
+    """
     if halt == "none":
         return None, None
     if halt is not None and halt != "calibrated":
         return rule_of(halt, min_depth=min_depth or 1), None
     calibrated = read_calibrated(place.path, loaded.checkpoint)
-    if calibrated is not None:
-        return calibrated.rule, calibrated
-    if halt == "calibrated":
+    if calibrated is None and halt == "calibrated":
         raise MissingError(
             f"the run {place.name} is not calibrated", hint=f"valkyrie calibrate {place.path}"
         )
-    own = own_rule(loaded.model)
-    if own is not None and min_depth is not None:
-        own = own.model_copy(update={"min_loops": min_depth})
-    return own, None
+    rule = own_rule(loaded.model) if calibrated is None else calibrated.rule
+    if rule is not None and min_depth is not None:
+        return rule.model_copy(update={"min_loops": min_depth}), None
+    return rule, calibrated
 
 
 def check_depths(

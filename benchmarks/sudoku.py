@@ -24,7 +24,7 @@ from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.statistics import mean_of
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import ValkyrieError
-from valkyrie_core.evaluate.thinking import rule_of
+from valkyrie_core.evaluate.rules import rule_of
 from valkyrie_core.runs.thinking import halting_of
 from valkyrie_core.train.storage import Storage
 

@@ -11,17 +11,9 @@ from valkyrie_core.data.dataset import DataConfig, prepare
 from valkyrie_core.data.packing import PackedSplit, chosen
 from valkyrie_core.errors import UsageError
 from valkyrie_core.evaluate.answers import right_answers
-from valkyrie_core.evaluate.thinking import (
-    QHaltConfig,
-    by_depth,
-    calibration_error,
-    confidences,
-    full_depth,
-    looping,
-    rule_of,
-    said_by,
-    think,
-)
+from valkyrie_core.evaluate.confidence import calibration_error, confidences
+from valkyrie_core.evaluate.rules import QHaltConfig, full_depth, looping, rule_of
+from valkyrie_core.evaluate.thinking import by_depth, said_by, think
 from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.halting import ArgmaxConfig, ConfidenceConfig, KLConfig, LatentConfig
 from valkyrie_core.nn.model import HybridLM

@@ -25,7 +25,8 @@ from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError, ResourceError
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import ItemScore, item_scores
-from valkyrie_core.evaluate.thinking import by_depth, full_depth, own_rule, think
+from valkyrie_core.evaluate.rules import full_depth, own_rule
+from valkyrie_core.evaluate.thinking import by_depth, think
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.models import Model
 from valkyrie_core.train.checkpoint import step_directory

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from valkyrie_core.config import Config
-from valkyrie_core.evaluate.thinking import Rule
+from valkyrie_core.evaluate.rules import Rule
 from valkyrie_core.train.checkpoint import Checkpoint
 from valkyrie_core.train.manifest import MANIFEST
 

@@ -12,7 +12,8 @@ from valkyrie_core.data.packing import PackedSplit, chosen
 from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError, UsageError
 from valkyrie_core.evaluate.calibrate import THRESHOLDS, learn_then_test, rows_needed
-from valkyrie_core.evaluate.thinking import Said, Thought, full_depth, said_by, think
+from valkyrie_core.evaluate.rules import full_depth
+from valkyrie_core.evaluate.thinking import Said, Thought, said_by, think
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.halting import Confidence, ConfidenceConfig

@@ -14,7 +14,7 @@ from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
 from valkyrie_core.evaluate.episodic import asked_with_memory
-from valkyrie_core.evaluate.thinking import Rule, canvas_rule
+from valkyrie_core.evaluate.rules import Rule, canvas_rule
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.canvas import Canvas

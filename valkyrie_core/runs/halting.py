@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from valkyrie_core.errors import MissingError, UsageError
-from valkyrie_core.evaluate.thinking import Rule, full_depth, let_halt, own_rule, rule_of
+from valkyrie_core.evaluate.rules import Rule, full_depth, let_halt, own_rule, rule_of
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.nn.models import Model
 from valkyrie_core.runs.calibrated import Calibrated, read_calibrated

@@ -6,15 +6,9 @@ import functools
 
 from valkyrie_core.data.packing import PackedSplit, chosen
 from valkyrie_core.evaluate.bits import bits_per_byte
-from valkyrie_core.evaluate.thinking import (
-    Rule,
-    by_depth,
-    calibration_error,
-    confidences,
-    full_depth,
-    looping,
-    think,
-)
+from valkyrie_core.evaluate.confidence import calibration_error, confidences
+from valkyrie_core.evaluate.rules import Rule, full_depth, looping
+from valkyrie_core.evaluate.thinking import by_depth, think
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.models import Model

@@ -4,8 +4,8 @@
     python -m benchmarks.sudoku --tables      # only writes docs/reasoning.md anew
 
 The recipe `canvas`, whole and with one part changed, three seeds each. Every trained model is asked
-the held-out sudokus at every depth, by every rule of halting, with its seconds beside those of full
-depth, and is calibrated. A queue that outlives an interruption by whole trainings.
+the held-out sudokus at every depth; the whole one by every rule of halting, with its seconds beside
+those of full depth, and calibrated. A queue that outlives an interruption by whole trainings.
 """
 
 from __future__ import annotations
@@ -43,18 +43,24 @@ class Arm(NamedTuple):
 
     title: str
     overrides: tuple[str, ...]
+    rules: tuple[str, ...] = ()
+    """Of halting, that it is asked by."""
 
 
+RULES = ("q_halt", "confidence=0.9", "kl=0.001", "latent=0.03", "argmax=2")
 ARMS = {
-    "canvas": Arm("as it is", ()),
+    "canvas": Arm("as it is", (), RULES),
     "one_step": Arm("gradient through the last turn of f", ("model.core.gradient_cycles=0",)),
     "alone": Arm("no deep supervision: one step", ("model.core.halt_max_steps=1",)),
     "no_ema": Arm("no average of the weights", ("train.ema=null",)),
-    "bias_0": Arm("halting bias 0", ("model.core.halting.bias=0",)),
-    "bias_1": Arm("halting bias +1", ("model.core.halting.bias=1",)),
-    "q_learning": Arm("q_halt and q_continue", ("model.core.halting.type=q_learning",)),
+    "bias_0": Arm("halting bias 0", ("model.core.halting.bias=0",), ("q_halt",)),
+    "bias_1": Arm("halting bias +1", ("model.core.halting.bias=1",), ("q_halt",)),
+    "q_learning": Arm(
+        "q_halt and q_continue", ("model.core.halting.type=q_learning",), ("q_halt",)
+    ),
 }
-RULES = ("q_halt", "confidence=0.9", "kl=0.001", "latent=0.03", "argmax=2")
+TRAP = ("canvas", "bias_0", "bias_1", "q_learning")
+"""Arms that differ in what ends thought in training."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,14 +101,14 @@ def _train(arm: str, seed: int, runs_dir: Path) -> None:
         "seconds": report.seconds,
         "reasoning_steps": steps,
         "origin": result.origin()._asdict(),
-        **asked(folder),
+        **asked(folder, ARMS[arm].rules, calibrated=arm == "canvas"),
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     Storage().replace_json(_file(arm, seed), content)
 
 
-def asked(folder: Path) -> dict[str, Any]:
-    """What a trained run says by depth, by rule, and calibrated."""
+def asked(folder: Path, rules: Sequence[str], *, calibrated: bool) -> dict[str, Any]:
+    """What a trained run says by depth, by rule, and with a calibrated threshold."""
     full = runs.evaluate(folder, halt="none").corpora["sudoku"]
     assert full.accuracy is not None
     found: dict[str, Any] = {
@@ -113,11 +119,11 @@ def asked(folder: Path) -> dict[str, Any]:
         "rules": {},
         "calibrated": None,
     }
-    if full.thinking is None:
+    if full.thinking is None or not rules:
         return found
     model, tokenizer, recipe = runs.load(folder)
     split = prepare(recipe.data, tokenizer=tokenizer).corpora["sudoku"].validation
-    for rule in RULES:
+    for rule in rules:
         halting = halting_of(
             model,
             split,
@@ -128,8 +134,8 @@ def asked(folder: Path) -> dict[str, Any]:
             context_len=recipe.train.context_len,
         )
         found["rules"][rule] = halting.model_dump(mode="json")
-    calibrated = runs.calibrate(folder, risk=RISK)
-    found["calibrated"] = calibrated.model_dump(mode="json")
+    if calibrated:
+        found["calibrated"] = runs.calibrate(folder, risk=RISK).model_dump(mode="json")
     return found
 
 
@@ -141,6 +147,7 @@ def _write_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     text = tables.put(text, NAME, parts_table(found))
     text = tables.put(text, "halting", halting_table(found))
+    text = tables.put(text, "trap", trap_table(found))
     PAGE.write_text(text, encoding="utf-8")
 
 
@@ -213,6 +220,38 @@ def halting_table(found: Sequence[Mapping[str, Any]]) -> str:
         f"did not choose the threshold, by seed: {risks}.",
     ]
     return "\n".join(lines)
+
+
+def trap_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """What became of thought in training, by the bias that the q-head begins with."""
+    lines = [
+        "| arm | steps after a tenth of training | at its end | right at full depth "
+        "| by `q_halt` | in steps | seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for arm in TRAP:
+        results = [one for one in found if one["arm"] == arm]
+        if not results:
+            continue
+        by_rule = [one["rules"]["q_halt"] for one in results]
+        cells = [
+            ARMS[arm].title,
+            f"{mean_of([_early(one['reasoning_steps']) for one in results]).value:.1f}",
+            f"{mean_of([_last(one['reasoning_steps']) for one in results]).value:.1f}",
+            _percent([one["share"] for one in results]),
+            _percent([one["score"] for one in by_rule]),
+            f"{mean_of([one['reasoning_steps'] for one in by_rule]).value:.2f}",
+            str(len(results)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _early(steps: Mapping[str, float | None]) -> float:
+    """Steps of the questions that first ended after a tenth of training."""
+    tenth = max(map(int, steps)) / 10
+    known = [value for step, value in steps.items() if value is not None and int(step) >= tenth]
+    return known[0]
 
 
 def _calibrated(report: Mapping[str, Any], full: int) -> dict[str, float]:

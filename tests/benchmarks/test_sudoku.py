@@ -52,10 +52,17 @@ def test_tables_tell_means_and_what_is_saved() -> None:
     assert "1.50%, 1.50%, 1.50%" in halting
 
 
+def test_the_trap_is_told_by_when_questions_ended() -> None:
+    trap = sudoku.trap_table([result("bias_0", 0, 0.5), result("one_step", 0, 0.5)])
+    assert "| halting bias 0 | 8.0 | 5.0 | 50.0% | 49.0% | 4.00 | 1 |" in trap
+    assert "last turn" not in trap
+
+
 def test_heads_and_rows_have_as_many_cells() -> None:
     for table in (
         sudoku.parts_table([result("canvas", 0, 0.5)]),
         sudoku.halting_table([result("canvas", 0, 0.5)]),
+        sudoku.trap_table([result("canvas", 0, 0.5)]),
     ):
         rows = [line for line in table.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) == 1

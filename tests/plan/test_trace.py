@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.plan.recipes import TINY, name
+from tests.plan.recipes import ALL, ROOT, TINY, name
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.models import Model, build_model
+from valkyrie_core.plan.depth import Depths
 from valkyrie_core.plan.trace import Ledger, StepMemory, Training
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.train.device import STORED, autocast
@@ -39,6 +40,11 @@ def loss_of(model: Model, tokens_BT: Tensor, doc_BT: Tensor) -> Tensor:
     state = model.init_state(len(tokens_BT))
     loss: Tensor = model.loss(tokens_BT, tokens_BT, state, doc_BT.contiguous())[0]
     return loss
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_recipe_is_traced(path: Path) -> None:
+    assert all(step.work for step in Depths(Recipe.load(path), "fp32").steps())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

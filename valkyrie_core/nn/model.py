@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -106,14 +107,13 @@ class HybridLM(Backbone):
             ]
             found.append(("loops", self.core.loop_loss * torch.stack(nats).mean() / scored))
         if isinstance(self.core.halting, Confidence):
-            with torch.no_grad():
-                last_R = self.head(x_BTD[scored_BT]).argmax(-1)
+            places_R = _places(scored_BT)
+            last_R = self._likeliest(x_BTD.flatten(0, 1)[places_R])
             losses = []
             for h_BTD in ctx.between:
                 # it learns what more loops would say, and moves nothing but itself
-                h_RD = h_BTD[scored_BT].detach()
-                with torch.no_grad():
-                    agrees_R = self._readout(h_RD).argmax(-1) == last_R
+                h_RD = h_BTD.flatten(0, 1)[places_R].detach()
+                agrees_R = self._likeliest(self.head_norm(h_RD)) == last_R
                 logits_R = self.core.halting.logits(h_RD)
                 losses.append(
                     F.binary_cross_entropy_with_logits(
@@ -198,6 +198,12 @@ class HybridLM(Backbone):
             x_BTD, layers, ctx = self.core(x_BTD, state.layers, ctx)
         return self.head_norm(x_BTD), moved._replace(layers=layers), ctx
 
+    @torch.no_grad()
+    def _likeliest(self, x_RD: Tensor) -> Tensor:
+        """[R] what the head says, of so many rows at a time that few logits are held."""
+        rows = max(1, LOGITS_AT_ONCE // self.head.out_features)
+        return torch.cat([self.head(piece_RD).argmax(-1) for piece_RD in x_RD.split(rows)])
+
     def _readout(self, h_RD: Tensor) -> Tensor:
         logits_RV: Tensor = self.head(self.head_norm(h_RD))
         return logits_RV
@@ -223,3 +229,10 @@ class HybridLM(Backbone):
         return F.cross_entropy(
             logits_RV.to(precise), targets_R, ignore_index=IGNORED, reduction="none"
         )
+
+
+def _places(chosen_BT: Tensor) -> Tensor:
+    """[R] where it is true, in flattened order; of a tensor without numbers: everywhere."""
+    if isinstance(chosen_BT, FakeTensor):
+        return torch.arange(chosen_BT.numel(), device=chosen_BT.device)
+    return chosen_BT.flatten().nonzero().squeeze(1)

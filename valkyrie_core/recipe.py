@@ -68,6 +68,12 @@ class Recipe(Config):
                 f"{self.data.memory_tokens} is not the model's ({size}) - leave it out",
                 ("data", "memory_tokens"),
             )
+        if size >= self.train.context_len:
+            raise MisfitError(
+                f"{size} memory tokens leave no room for text in contexts of "
+                f"{self.train.context_len}",
+                ("model", "core", "memory_tokens"),
+            )
         return self
 
     @model_validator(mode="after")

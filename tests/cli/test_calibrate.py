@@ -123,7 +123,7 @@ def test_other_weights_are_not_what_was_calibrated(cli: Cli, deep: Path) -> None
         json.loads(outcome.out)["corpora"]["khop"]["thinking"]["halting"]["rule"] != (kept["rule"])
     )
     (deep / "calibration.json").write_text("{")
-    assert "can't be read, and full depth is kept" in cli("eval", str(deep)).err
+    assert "can't be read: the recipe's own rule" in cli("eval", str(deep)).err
     (deep / "calibration.json").unlink()
 
 

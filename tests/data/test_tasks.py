@@ -25,6 +25,7 @@ TASKS: dict[str, Any] = {
     "khop of two": KHopConfig(symbols=2, hops=(1,)),
     "expression": ExpressionConfig(),
     "expression modulo 2": ExpressionConfig(modulus=2, depths=(2, 5)),
+    "expression in brackets": ExpressionConfig(depths=(1, 2, 4), answer="brackets"),
     "sudoku 4x4": SudokuConfig(blanks=(1, 10)),
     "sudoku 6x6": SudokuConfig(size=6, blanks=(18,)),
     "maze": MazeConfig(sizes=(2, 5)),
@@ -121,6 +122,24 @@ def test_expressions_by_python(name: str) -> None:
         assert eval(one.prompt.removesuffix(" = ")) == int(one.answer)
         depth = max(itertools.accumulate((c == "(") - (c == ")") for c in one.prompt))
         assert depth == one.difficulty
+
+
+def test_every_bracket_s_result_stands_where_it_ends() -> None:
+    task = TASKS["expression in brackets"]
+    for one in drawn(task, 40):
+        text = one.prompt.removesuffix("%7 = ")
+        assert len(one.answer) == len(text)
+        opened: list[int] = []
+        for place, letter in enumerate(text):
+            if letter == "(":
+                opened.append(place)
+            assert (one.answer[place] == ".") == (letter != ")")
+            if letter == ")":
+                value = eval(text[opened.pop() : place + 1]) % 7
+                assert one.answer[place] == str(value)
+                other = f"{one.answer[:place]}{(value + 1) % 7}{one.answer[place + 1 :]}"
+                assert not task.holds(one.prompt, other)
+    assert not task.holds("1+2%7 = ", "..3")
 
 
 @pytest.mark.parametrize("name", ["sudoku 4x4", "sudoku 6x6"])

@@ -32,6 +32,13 @@ def test_rows_that_it_takes() -> None:
     ]  # fmt: skip
 
 
+def test_rows_are_not_counted_one_by_one() -> None:
+    assert rows_needed(1e-300, 0.05) > 1e300
+    for errors in (0, 1, 4):
+        fewest = rows_needed(0.1, 0.05, errors)
+        assert binomial_tail(errors, fewest, 0.1) <= 0.05 < binomial_tail(errors, fewest - 1, 0.1)
+
+
 def test_shares_have_a_bound_of_their_own() -> None:
     losses = [0.01] * 400
     assert p_value(losses, 0.005) == 1
@@ -45,8 +52,8 @@ def walk(risks: list[float], n: int, draw: np.random.Generator, risk: float, del
     luck = draw.random(n)
     thresholds = [float(i) for i in range(len(risks))]
 
-    def losses_at(threshold: float) -> tuple[list[float], float]:
-        return [float(u < risks[int(threshold)]) for u in luck], 1.0
+    def losses_at(threshold: float) -> tuple[list[list[float]], float]:
+        return [[float(u < risks[int(threshold)]) for u in luck]], 1.0
 
     chosen = learn_then_test(thresholds, losses_at, risk=risk, delta=delta).threshold
     return 0.0 if chosen is None else risks[int(chosen)]
@@ -67,9 +74,9 @@ def test_the_walk_ends_at_the_first_that_does_not_hold() -> None:
     tables = {0.9: [0.0] * 200, 0.8: [1.0] * 50 + [0.0] * 150, 0.7: [0.0] * 200}
     asked = []
 
-    def losses_at(threshold: float) -> tuple[list[float], float]:
+    def losses_at(threshold: float) -> tuple[list[list[float]], float]:
         asked.append(threshold)
-        return tables[threshold], threshold
+        return [tables[threshold]], threshold
 
     chosen = learn_then_test((0.9, 0.8, 0.7), losses_at, risk=0.02, delta=0.05)
     assert chosen.threshold == 0.9
@@ -82,3 +89,17 @@ def test_thresholds_go_from_careful_to_daring() -> None:
     assert list(THRESHOLDS) == sorted(THRESHOLDS, reverse=True)
     assert 0.999 < THRESHOLDS[0] < 1
     assert 0 < THRESHOLDS[-1] < 0.1
+
+
+def test_every_corpus_has_to_hold_by_itself() -> None:
+    # 2 % of all rows together, and 20 % of the smaller corpus
+    losses = [[0.0] * 900, [1.0] * 20 + [0.0] * 80]
+
+    def losses_at(threshold: float) -> tuple[list[list[float]], float]:
+        return losses, 1.0
+
+    found = learn_then_test((0.9,), losses_at, risk=0.05, delta=0.05)
+    assert p_value([x for own in losses for x in own], 0.05) < 0.05
+    assert found.threshold is None
+    assert found.tried[0].risk == 0.2
+    assert found.tried[0].p == p_value(losses[1], 0.05)

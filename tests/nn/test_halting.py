@@ -168,6 +168,38 @@ def test_confidence_learns_beside_the_model() -> None:
     assert (ctx.loops_BT == 3).all()
 
 
+def test_confidence_learns_of_every_real_token_scored_or_not() -> None:
+    torch.manual_seed(0)
+    model = HybridLM(recursive_config("a", halting={"type": "confidence"})).double()
+    rule = core_of(model).halting
+    assert isinstance(rule, Confidence)
+    torch.nn.init.normal_(rule.weight_D)
+    x = tokens()
+    doc = torch.zeros_like(x)
+    doc[1, 11:] = -1
+    scored = x.masked_fill(torch.arange(19) < 15, -100).masked_fill(doc < 0, -100)
+
+    def told(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return model.loss(tokens_BT, targets_BT, model.init_state(3), doc)[2].aux["confidence"]
+
+    found = told(x, scored)
+    torch.testing.assert_close(told(x, x.masked_fill(doc < 0, -100)), found, rtol=0, atol=0)
+    torch.testing.assert_close(told(x.masked_fill(doc < 0, 1), scored), found)
+    # by hand
+    core_of(model).keeps_between = True
+    with torch.no_grad():
+        x_BTD, _, ctx = model._hidden(x, model.init_state(3), doc)
+        last = model.head(x_BTD).argmax(-1)[doc >= 0]
+        parts = [
+            F.binary_cross_entropy(
+                rule.logits(h_BTD)[doc >= 0].sigmoid(),
+                (model.head(model.head_norm(h_BTD)).argmax(-1)[doc >= 0] == last).double(),
+            )
+            for h_BTD in ctx.between
+        ]
+    torch.testing.assert_close(found, torch.stack(parts).mean())
+
+
 def test_selected_tokens_go_and_come_back() -> None:
     active = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
     chosen = select(active)

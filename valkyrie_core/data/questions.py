@@ -79,6 +79,7 @@ def laid_out(split: PackedSplit, document: int, cells: int) -> Question:
 
 def check_room(name: str, split: PackedSplit, cells: int) -> None:
     """Raises RecipeError where a document is not one question, or longer than the canvas."""
+    longest, where = 0, 0
     for document in range(split.num_documents):
         start, middle, end = _parts(split, document)
         scored = np.asarray(split.scored[start:end]) if split.scored is not None else np.ones(0)
@@ -87,13 +88,14 @@ def check_room(name: str, split: PackedSplit, cells: int) -> None:
                 f"data.corpora.{name}: {split.names[document]} is not one question and its answer",
                 hint="a canvas learns from corpora of the type questions, each asked once",
             )
-        longest = max(middle - start, end - middle)
-        if longest > cells:
-            raise RecipeError(
-                f"data.corpora.{name}: {split.names[document]} has {longest} tokens, and the "
-                f"canvas {cells} cells",
-                hint=f"set model.core.cells to {longest} or more",
-            )
+        if max(middle - start, end - middle) > longest:
+            longest, where = max(middle - start, end - middle), document
+    if longest > cells:
+        raise RecipeError(
+            f"data.corpora.{name}: {split.names[where]} has {longest} tokens, and the "
+            f"canvas {cells} cells",
+            hint=f"set model.core.cells to {longest} or more",
+        )
 
 
 def _parts(split: PackedSplit, document: int) -> tuple[int, int, int]:

@@ -4,8 +4,10 @@ CALM (2207.07061).
 Thresholds are tried from the most careful one on. For each, rows that no training saw say how often
 stopping early made a right answer wrong; that its true risk is above `risk` is rejected where so
 few errors had a chance of at most `delta`. The walk ends at the first threshold that is not
-rejected: so many tests in that fixed order need no correction. A row is a question or a document,
-never a token: tokens of a document err together, and the bound would be void.
+rejected: so many tests in that fixed order need no correction. Of several corpora each has to hold
+by itself, so that the promise is about every one of them; the largest p of all then needs no
+correction either. A row is a question or a document, never a token: tokens of a document err
+together, and the bound would be void.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ class Tried(NamedTuple):
 
     threshold: float
     risk: float
-    """The mean loss of a row."""
+    """The mean loss of a row, of the corpus where it is highest."""
     p: float
-    """Of so little, were the true risk as high as allowed."""
+    """Of so little, were the true risk as high as allowed; the highest of all corpora."""
     steps: float
     """Mean depth."""
 
@@ -42,7 +44,7 @@ THRESHOLDS = tuple(1 / (1 + math.exp(-x / 2)) for x in range(18, -7, -1))
 
 def learn_then_test(
     thresholds: Sequence[float],
-    losses_at: Callable[[float], tuple[Sequence[float], float]],
+    losses_at: Callable[[float], tuple[Sequence[Sequence[float]], float]],
     *,
     risk: float,
     delta: float,
@@ -50,19 +52,26 @@ def learn_then_test(
     """Walks down the thresholds as long as they hold.
 
     Args:
-        losses_at: of a threshold: the loss of every calibration row, 0 to 1, and the mean depth.
+        losses_at: of a threshold: the loss of every calibration row, 0 to 1, by corpus; and the
+            mean depth.
         risk: the mean loss that is allowed.
         delta: the chance that is taken of allowing more.
     """
     tried, held = list[Tried](), None
     for threshold in thresholds:
         losses, steps = losses_at(threshold)
-        found = Tried(threshold, sum(losses) / len(losses), p_value(losses, risk), steps)
+        p = max(p_value(own, risk) for own in losses)
+        found = Tried(threshold, highest(losses), p, steps)
         tried.append(found)
         if found.p > delta:
             break
         held = threshold
     return Chosen(held, tuple(tried))
+
+
+def highest(losses: Sequence[Sequence[float]]) -> float:
+    """The mean loss of the corpus where it is highest."""
+    return max(sum(own) / len(own) for own in losses)
 
 
 def p_value(losses: Sequence[float], risk: float) -> float:
@@ -98,10 +107,15 @@ def binomial_tail(errors: int, n: int, risk: float) -> float:
 
 def rows_needed(risk: float, delta: float, errors: int = 0) -> int:
     """The fewest rows with which so many errors still hold."""
-    n = max(1, errors)
-    while binomial_tail(errors, n, risk) > delta:
-        n += 1
-    return n
+    if not errors:
+        return max(1, math.ceil(math.log(delta) / math.log1p(-risk)))
+    low, high = errors, 2 * errors
+    while binomial_tail(errors, high, risk) > delta:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if binomial_tail(errors, middle, risk) > delta else (low, middle)
+    return high
 
 
 def _divergence(mean: float, risk: float) -> float:

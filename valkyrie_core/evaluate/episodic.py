@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from valkyrie_core.data.readers.questions import TaskConfig
 from valkyrie_core.data.tasks.task import Example, correct
 from valkyrie_core.data.tokenizer import Tokenizer
-from valkyrie_core.infer.answer import laid_out, read_answer
+from valkyrie_core.infer.answer import END, laid_out, read_answer
 from valkyrie_core.nn.answering import Done, TokenRule, answers, rows_of
 from valkyrie_core.nn.canvas import Canvas
 
@@ -78,7 +78,6 @@ def asked_with_memory(
     threshold: float,
     rule: TokenRule | Done | None = None,
     min_steps: int = 1,
-    max_steps: int | None = None,
     keys_of: Callable[[Tensor], Tensor] = lambda keys_BX: keys_BX,
 ) -> Remembered:
     """Asks questions, and remembers what was verified.
@@ -87,7 +86,6 @@ def asked_with_memory(
         threshold: see `Episodes`.
         rule: what ends thought besides; see `nn.answering.answers`.
         min_steps: no thought ends before; a recalled answer does not wait for it.
-        max_steps: steps at most; None: as in training.
         keys_of: changes the keys of a batch before they are looked up or stored (a test shuffles
             them).
     """
@@ -114,8 +112,8 @@ def asked_with_memory(
                     model,
                     tokens_BC[rows_A],
                     rule,
+                    watched_BC=_answered_cells(model, tokenizer, batch)[rows_A],
                     min_steps=min_steps,
-                    max_steps=max_steps,
                     first=rows_of(first, rows_A),
                 )
                 steps += int(found.steps_B.sum())
@@ -130,3 +128,11 @@ def asked_with_memory(
                 episodes.keep(keys_BX[index], text)
     misses = len(right) - hits - refused
     return Remembered(right, hits, refused, misses, steps, len(episodes))
+
+
+def _answered_cells(model: Canvas, tokenizer: Tokenizer, asked: Sequence[Example]) -> Tensor:
+    """[B, C] the cells where the answers and their ends stand: a rule for tokens watches them, as
+    it does without a memory."""
+    sizes = [len(tokenizer.encode(one.answer + END)) for one in asked]
+    sizes_B1 = torch.tensor(sizes, device=model.memory_MD.device)[:, None]
+    return torch.arange(model.cells, device=sizes_B1.device) < sizes_B1

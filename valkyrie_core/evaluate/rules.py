@@ -57,13 +57,13 @@ _VALUES = {
 
 def rule_of(text: str, *, min_depth: int = 1) -> Rule:
     """The rule that `kl=0.001`, `argmax=2`, `confidence` and the like name. Raises UsageError."""
-    name, _, value = text.partition("=")
-    known = ", ".join(_RULES)
+    name, equals, value = text.partition("=")
+    known = ", ".join((*_RULES, "calibrated", "none"))
     if name not in _RULES:
         raise UsageError(f"there is no rule of halting {name!r}", hint=f"there are: {known}")
     settings: dict[str, float] = {"min_loops": min_depth}
     try:
-        if value:
+        if equals:
             key = _VALUES[name]
             settings[key] = int(value) if key == "patience" else float(value)
         rule: Rule = _RULES[name].model_validate(settings)  # type: ignore[assignment]
@@ -81,6 +81,11 @@ def own_rule(model: Model) -> Rule | None:
     if isinstance(core, CanvasConfig):
         return QHaltConfig()
     return core.halting if isinstance(core, RecursiveConfig) else None
+
+
+def has_depths(model: Model) -> bool:
+    """Whether it can think for longer or shorter."""
+    return isinstance(model, Canvas) or isinstance(model.core, Recursive)
 
 
 def full_depth(model: Model) -> int:
@@ -110,6 +115,22 @@ def let_halt(model: HybridLM, rule: Rule) -> None:
         assert isinstance(core, Recursive)
         halting = core.halting
     core.halting, core.halts = halting, True
+
+
+@contextmanager
+def thinking_up_to(model: Model, depth: int | None) -> Iterator[None]:
+    """The model thinks for so many loops, or steps, at most while this lasts; None: as ever."""
+    if depth is None:
+        yield
+    elif isinstance(model, Canvas):
+        before, model.max_steps = model.max_steps, depth
+        try:
+            yield
+        finally:
+            model.max_steps = before
+    else:
+        with looping(model, None, depth):
+            yield
 
 
 @contextmanager

@@ -75,17 +75,14 @@ class Canvas(Backbone):
         self.place = nn.Embedding(own.cells, D)
         nn.init.uniform_(self.place.weight, -1e-4, 1e-4)
         self.memory_MD = nn.Parameter(torch.randn(own.memory_tokens, D))
+        self.max_steps = own.halt_max_steps
+        """Steps of supervision, at most."""
         self.q_head = QHead(D, 2 if own.halting.type == "q_learning" else 1, own.halting.bias)
 
     @property
     def cells(self) -> int:
         """The longest question or answer, its end included, in tokens."""
         return self.core.config.cells
-
-    @property
-    def max_steps(self) -> int:
-        """Steps of supervision, at most."""
-        return self.core.config.halt_max_steps
 
     def begin(self, batch_size: int) -> Carry:
         """The carry before the first step."""

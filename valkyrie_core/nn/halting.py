@@ -77,8 +77,8 @@ class ArgmaxConfig(Config):
 class ConfidenceConfig(Config):
     """A learned confidence that the present answer is the one that all loops would give.
 
-    It is trained beside the model and does not move it; at first nothing halts, as a rule that
-    starts shallow stays shallow (arXiv 2604.21999).
+    It is trained beside the model, of all tokens, and does not move it; at first nothing halts, as
+    a rule that starts shallow stays shallow (arXiv 2604.21999).
     """
 
     type: Literal["confidence"] = "confidence"

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -107,20 +106,21 @@ class HybridLM(Backbone):
             ]
             found.append(("loops", self.core.loop_loss * torch.stack(nats).mean() / scored))
         if isinstance(self.core.halting, Confidence):
-            places_R = _places(scored_BT)
-            last_R = self._likeliest(x_BTD.flatten(0, 1)[places_R])
+            # of every token, as every one may halt: what is read is not scored, and yet looked at
+            last_R = self._likeliest(x_BTD)
+            real_R = 1.0 if ctx.valid_BT is None else ctx.valid_BT.flatten().to(x_BTD.dtype)
             losses = []
             for h_BTD in ctx.between:
                 # it learns what more loops would say, and moves nothing but itself
-                h_RD = h_BTD.flatten(0, 1)[places_R].detach()
-                agrees_R = self._likeliest(self.head_norm(h_RD)) == last_R
-                logits_R = self.core.halting.logits(h_RD)
-                losses.append(
-                    F.binary_cross_entropy_with_logits(
-                        logits_R, agrees_R.to(logits_R.dtype), reduction="sum"
-                    )
+                h_BTD = h_BTD.detach()
+                agrees_R = self._likeliest(self.head_norm(h_BTD)) == last_R
+                logits_R = self.core.halting.logits(h_BTD).flatten()
+                nats_R = F.binary_cross_entropy_with_logits(
+                    logits_R, agrees_R.to(logits_R.dtype), reduction="none"
                 )
-            found.append(("confidence", torch.stack(losses).mean() / scored))
+                losses.append((real_R * nats_R).sum())
+            count = last_R.numel() if ctx.valid_BT is None else ctx.valid_BT.sum().clamp(min=1)
+            found.append(("confidence", torch.stack(losses).mean() / count))
         return found
 
     def confidences(
@@ -199,10 +199,11 @@ class HybridLM(Backbone):
         return self.head_norm(x_BTD), moved._replace(layers=layers), ctx
 
     @torch.no_grad()
-    def _likeliest(self, x_RD: Tensor) -> Tensor:
+    def _likeliest(self, x_BTD: Tensor) -> Tensor:
         """[R] what the head says, of so many rows at a time that few logits are held."""
         rows = max(1, LOGITS_AT_ONCE // self.head.out_features)
-        return torch.cat([self.head(piece_RD).argmax(-1) for piece_RD in x_RD.split(rows)])
+        pieces = torch.split(x_BTD.flatten(0, 1), rows)
+        return torch.cat([self.head(piece_RD).argmax(-1) for piece_RD in pieces])
 
     def _readout(self, h_RD: Tensor) -> Tensor:
         logits_RV: Tensor = self.head(self.head_norm(h_RD))
@@ -229,10 +230,3 @@ class HybridLM(Backbone):
         return F.cross_entropy(
             logits_RV.to(precise), targets_R, ignore_index=IGNORED, reduction="none"
         )
-
-
-def _places(chosen_BT: Tensor) -> Tensor:
-    """[R] where it is true, in flattened order; of a tensor without numbers: everywhere."""
-    if isinstance(chosen_BT, FakeTensor):
-        return torch.arange(chosen_BT.numel(), device=chosen_BT.device)
-    return chosen_BT.flatten().nonzero().squeeze(1)

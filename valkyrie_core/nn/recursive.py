@@ -70,6 +70,11 @@ class RecursiveConfig(Config):
         for name in self.blocks:
             if name not in self.layers:
                 raise MisfitError("nothing names this block", ("blocks", name))
+        if self.halting is not None and self.halting.min_loops > self.loops:
+            raise MisfitError(
+                f"{self.halting.min_loops} are more than the {self.loops} loops that there are",
+                ("halting", "min_loops"),
+            )
         if self.loop_loss and self.coda:
             raise MisfitError("the head can't read between a loop and a coda", ("loop_loss",))
         asks_head = isinstance(self.halting, KLConfig | ArgmaxConfig | ConfidenceConfig)

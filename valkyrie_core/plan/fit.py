@@ -99,6 +99,7 @@ def _little_memory(train: SupervisedConfig) -> Changes:
         "train.batch_size=1",
         *(() if keeps else ("train.optimizer={type: adafactor}",)),
         "train.weights=bf16",
+        *(("train.ema=null",) if train.ema else ()),
         "train.update=in_backward",
         *(("train.context_schedule=[]",) if train.context_schedule else ()),
     )

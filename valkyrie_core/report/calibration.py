@@ -15,7 +15,7 @@ class TriedThreshold(Part):
     threshold: float
     risk: float
     """How often, of all rows, ending early made a right answer wrong; of text, the mean share of a
-    document's tokens that would be others."""
+    document's tokens that would be others. Of several corpora, that of the worst."""
     p: float
     """Of so little, were the true risk as high as allowed."""
     reasoning_steps: float
@@ -56,7 +56,7 @@ class CalibrateReport(Report):
     unit: Literal["question", "document"]
     """What a row is."""
     rows: int
-    """Calibration rows."""
+    """Calibration rows, of the corpus that has fewest."""
     rows_needed: int
     """The fewest that could hold a threshold, if there is not one error."""
     full_depth: int

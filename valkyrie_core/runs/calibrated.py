@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from valkyrie_core.config import Config
-from valkyrie_core.evaluate.rules import Rule
+from valkyrie_core.nn.halting import ConfidenceConfig
 from valkyrie_core.train.checkpoint import Checkpoint
 from valkyrie_core.train.manifest import MANIFEST
 
@@ -23,7 +23,9 @@ class Calibrated(Config):
 
     checkpoint: str
     """Hash of the manifest of the checkpoint that was calibrated."""
-    rule: Rule | None
+    precision: str
+    """What was computed in."""
+    rule: ConfidenceConfig | None
     """None: no threshold holds, and full depth is kept."""
     risk: float
     delta: float
@@ -36,16 +38,15 @@ def checkpoint_hash(checkpoint: Checkpoint) -> str:
 
 def read_calibrated(run: Path, checkpoint: Checkpoint) -> Calibrated | None:
     """What was calibrated for these weights; None, and said, where it was for others."""
+    again = f"the recipe's own rule ends thought, without a promise; valkyrie calibrate {run}"
     try:
         found = Calibrated.model_validate_json((run / FILE).read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
-        log.warning("%s can't be read, and full depth is kept: %s", run / FILE, error)
+    except (OSError, ValidationError):
+        log.warning("%s can't be read: %s", run / FILE, again)
         return None
     if found.checkpoint != checkpoint_hash(checkpoint):
-        log.warning(
-            "%s was calibrated for other weights: full depth is kept until it is done again", run
-        )
+        log.warning("%s was calibrated for other weights: %s", run, again)
         return None
     return found

@@ -11,8 +11,8 @@ from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.packing import PackedSplit, chosen
 from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import CheckpointError, UsageError
-from valkyrie_core.evaluate.calibrate import THRESHOLDS, learn_then_test, rows_needed
-from valkyrie_core.evaluate.rules import full_depth
+from valkyrie_core.evaluate.calibrate import THRESHOLDS, highest, learn_then_test, rows_needed
+from valkyrie_core.evaluate.rules import full_depth, has_depths
 from valkyrie_core.evaluate.thinking import Said, Thought, said_by, think
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.nn.canvas import Canvas
@@ -66,7 +66,7 @@ def calibrate_run(
     calibration, test = _halves(held_out, seed, None if questions else DOCUMENT_TOKENS)
     full = [read(split) for split in calibration]
 
-    def losses_at(threshold: float) -> tuple[list[float], float]:
+    def losses_at(threshold: float) -> tuple[list[list[float]], float]:
         if progress is not None:
             place_of = THRESHOLDS.index(threshold)
             progress("thresholds", place_of + 1, len(THRESHOLDS))
@@ -88,7 +88,7 @@ def calibrate_run(
         risk=risk,
         delta=delta,
         unit="question" if questions else "document",
-        rows=len(_losses(full, full)),
+        rows=min(map(len, _losses(full, full))),
         rows_needed=rows_needed(risk, delta),
         full_depth=full_depth(model),
         threshold=found.threshold,
@@ -103,8 +103,8 @@ def calibrate_run(
             for one in found.tried
         ],
         test=CalibrationTest(
-            rows=len(losses),
-            risk=sum(losses) / len(losses),
+            rows=min(map(len, losses)),
+            risk=highest(losses),
             score=_share(pairs[True]),
             full_score=_share(pairs[False]),
             reasoning_steps=_mean_steps(pairs[True]),
@@ -115,7 +115,11 @@ def calibrate_run(
     )
     if save:
         kept = Calibrated(
-            checkpoint=checkpoint_hash(loaded.checkpoint), rule=rule, risk=risk, delta=delta
+            checkpoint=checkpoint_hash(loaded.checkpoint),
+            precision=precision,
+            rule=rule,
+            risk=risk,
+            delta=delta,
         )
         Storage().replace_json(place.path / FILE, kept.model_dump(mode="json"))
     return report
@@ -123,10 +127,13 @@ def calibrate_run(
 
 def _check_confidence(model: Model) -> None:
     """Raises UsageError where there is no learned confidence to calibrate."""
-    if isinstance(model, Canvas) and model.max_steps > 1:
-        return
-    core = model.core
-    if isinstance(core, Recursive) and isinstance(core.halting, Confidence) and core.loops > 1:
+    if has_depths(model) and full_depth(model) == 1:
+        raise UsageError(
+            "the run thinks once: there is no thought that could end earlier",
+            hint="train with more loops, or more steps of supervision",
+        )
+    looped = isinstance(model.core, Recursive) and isinstance(model.core.halting, Confidence)
+    if isinstance(model, Canvas) or looped:
         return
     raise UsageError(
         "the run has learned no confidence that could be calibrated",
@@ -137,30 +144,34 @@ def _check_confidence(model: Model) -> None:
 def _halves(
     splits: Sequence[PackedSplit], seed: int, max_tokens: int | None
 ) -> tuple[list[PackedSplit], list[PackedSplit]]:
-    """Half of every split's documents to choose by, and the other half to test on."""
+    """Half of every split's documents to choose by, and the other half to test on.
+
+    Raises UsageError where a split has too few.
+    """
     first, second = list[PackedSplit](), list[PackedSplit]()
     for number, split in enumerate(splits):
         # not by turns: levels of difficulty take turns, too
         order = np.random.default_rng([seed, number]).permutation(split.num_documents)
         middle = (len(order) + 1) // 2
+        if middle == len(order):
+            raise UsageError("one held-out document can't be halved: hold out more")
         for half, documents in ((first, order[:middle]), (second, order[middle:])):
-            if len(documents):
-                half.append(chosen(split, sorted(documents.tolist()), max_tokens=max_tokens))
-    if not second:
-        raise UsageError("one held-out document can't be halved: hold out more")
+            half.append(chosen(split, sorted(documents.tolist()), max_tokens=max_tokens))
     return first, second
 
 
-def _losses(full: Sequence[Thought | Said], early: Sequence[Thought | Said]) -> list[float]:
-    """Of every row: 1 where ending early made a right answer wrong; of text, the share of its
-    tokens that are others."""
-    losses: list[float] = []
+def _losses(full: Sequence[Thought | Said], early: Sequence[Thought | Said]) -> list[list[float]]:
+    """Of every row of every corpus: 1 where ending early made a right answer wrong; of text, the
+    share of its tokens that are others."""
+    losses: list[list[float]] = []
     for before, after in zip(full, early, strict=True):
         if isinstance(before, Said) and isinstance(after, Said):
-            losses += before.differs(after)
+            losses.append(before.differs(after))
         elif isinstance(before, Thought) and isinstance(after, Thought):
             pairs = zip(before.right, after.right, strict=True)
-            losses += [float(was and not now) for was, now in pairs]
+            losses.append([float(was and not now) for was, now in pairs])
+    if not all(losses):
+        raise UsageError("a corpus scores nothing of its held-out documents: hold out more")
     return losses
 
 

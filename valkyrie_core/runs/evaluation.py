@@ -14,7 +14,7 @@ from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
 from valkyrie_core.evaluate.episodic import asked_with_memory
-from valkyrie_core.evaluate.rules import Rule, canvas_rule
+from valkyrie_core.evaluate.rules import Rule, canvas_rule, full_depth, thinking_up_to
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.canvas import Canvas
@@ -63,9 +63,6 @@ def evaluate_run(
         )
     rule, calibrated = asked_rule(place, loaded, halt, min_depth)
     check_depths(model, halt, min_depth, max_depth)
-    if weights != "fp32" or max_depth is not None:
-        # the promise is about these weights at full depth
-        calibrated = None
     if memory is not None and not isinstance(model, Canvas):
         raise UsageError(
             "the memory of answers is a canvas's, and the run's model is none",
@@ -75,6 +72,11 @@ def evaluate_run(
     if weights != "fp32":
         # as `generate` and `chat` compute
         precision = precision_of(weights, model)
+    kept = calibrated is not None and calibrated.precision == precision
+    if weights != "fp32" or max_depth is not None or not kept:
+        # the promise is about these weights as they were computed with, at full depth
+        calibrated = None
+    trained_depth = full_depth(model)
 
     def score(model: Model, precision: Precision) -> dict[str, corpora.CorpusScore]:
         return corpora.score_corpora(
@@ -88,43 +90,45 @@ def evaluate_run(
         )
 
     # what the format costs is measured, so the weights as trained are scored first
-    as_trained = None if weights == "fp32" else score(model, "fp32")
+    with thinking_up_to(model, max_depth):
+        as_trained = None if weights == "fp32" else score(model, "fp32")
     used = rounded(model, weights, precision)
-    scores = score(used, precision)
-    first = next(iter(scores.values()))
-    asked = {
-        name: _accuracy(
-            answered(
-                used,
-                corpus,
-                dataset.corpora[name].validation,
-                context_len=first.context_len,
-                precision=precision,
+    with thinking_up_to(used, max_depth):
+        scores = score(used, precision)
+        first = next(iter(scores.values()))
+        asked = {
+            name: _accuracy(
+                answered(
+                    used,
+                    corpus,
+                    dataset.corpora[name].validation,
+                    context_len=first.context_len,
+                    precision=precision,
+                )
             )
-        )
-        for name, corpus in recipe.data.corpora.items()
-        if isinstance(corpus, QuestionsCorpus)
-    }
-    thought = {
-        name: thinking_of(
-            used,
-            dataset.corpora[name].validation,
-            questions=isinstance(corpus, QuestionsCorpus),
-            context_len=first.context_len,
-            precision=precision,
-            rule=rule,
-            calibrated=calibrated,
-            max_depth=max_depth,
-        )
-        for name, corpus in recipe.data.corpora.items()
-    }
-    remembered = {}
-    if memory is not None and isinstance(used, Canvas):
-        remembered = {
-            name: _remembered(used, tokenizer, corpus, memory, rule, max_depth)
             for name, corpus in recipe.data.corpora.items()
             if isinstance(corpus, QuestionsCorpus)
         }
+        thought = {
+            name: thinking_of(
+                used,
+                dataset.corpora[name].validation,
+                questions=isinstance(corpus, QuestionsCorpus),
+                context_len=first.context_len,
+                precision=precision,
+                rule=rule,
+                calibrated=calibrated,
+                trained_depth=trained_depth,
+            )
+            for name, corpus in recipe.data.corpora.items()
+        }
+        remembered = {}
+        if memory is not None and isinstance(used, Canvas):
+            remembered = {
+                name: _remembered(used, tokenizer, corpus, memory, rule)
+                for name, corpus in recipe.data.corpora.items()
+                if isinstance(corpus, QuestionsCorpus)
+            }
     return EvalReport(
         run=place.name,
         step=checkpoint.step,
@@ -153,7 +157,6 @@ def _remembered(
     corpus: QuestionsCorpus,
     threshold: float,
     rule: Rule | None,
-    max_depth: int | None,
 ) -> MemoryScore:
     found = asked_with_memory(
         model,
@@ -163,7 +166,6 @@ def _remembered(
         threshold=threshold,
         rule=None if rule is None else canvas_rule(model, rule),
         min_steps=1 if rule is None else rule.min_loops,
-        max_steps=max_depth,
     )
     return MemoryScore(
         threshold=threshold,

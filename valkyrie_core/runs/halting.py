@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from valkyrie_core.errors import MissingError, UsageError
-from valkyrie_core.evaluate.rules import Rule, full_depth, let_halt, own_rule, rule_of
+from valkyrie_core.evaluate.rules import (
+    Rule,
+    full_depth,
+    has_depths,
+    let_halt,
+    own_rule,
+    rule_of,
+)
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.nn.models import Model
 from valkyrie_core.runs.calibrated import Calibrated, read_calibrated
@@ -36,17 +43,24 @@ def check_depths(
     model: Model, halt: str | None, min_depth: int | None, max_depth: int | None
 ) -> None:
     """Raises UsageError where depths are asked for that can't be."""
-    if full_depth(model) == 1:
-        if halt not in (None, "none") or min_depth is not None or max_depth is not None:
+    asked = halt not in (None, "none") or min_depth is not None
+    if not has_depths(model):
+        if asked or max_depth is not None:
             raise UsageError(
                 "the run's model has no depths: every token runs through all of its layers once",
                 hint="cores of the types recursive and canvas have them",
             )
         return
-    if (min_depth or 1) > (max_depth or full_depth(model)):
+    most = max_depth or full_depth(model)
+    if (min_depth or 1) > most:
+        raise UsageError(f"--min-depth {min_depth} is more than the {most} there are")
+    if most == 1 and asked:
         raise UsageError(
-            f"--min-depth {min_depth} is more than the {max_depth or full_depth(model)} there are"
+            "what thinks once can't end earlier",
+            hint="leave out --halt and --min-depth, or say --max-depth 2 or more",
         )
+    if halt == "none" and min_depth is not None:
+        raise UsageError("with --halt none nothing ends early: leave out --min-depth")
 
 
 def halting_model(place: RunPlace, loaded: LoadedLM, halt: str | None) -> None:

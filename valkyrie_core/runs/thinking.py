@@ -32,17 +32,17 @@ def thinking_of(
     precision: Precision,
     rule: Rule | None,
     calibrated: Calibrated | None,
-    max_depth: int | None,
+    trained_depth: int,
 ) -> ThinkingScore | None:
-    """None for a model without depths.
+    """None for a model that thinks once.
 
     Args:
         questions: whether answers are scored; else text.
         rule: what ends thought early; None: nothing.
         calibrated: the promise, where the rule is that of it.
-        max_depth: loops or steps at most; None: as in training.
+        trained_depth: loops or steps as in training; the model's own are all that are asked.
     """
-    full = max_depth or full_depth(model)
+    full = full_depth(model)
     if full == 1:
         return None
 
@@ -62,8 +62,13 @@ def thinking_of(
         depths = by_depth(model, split, full, context_len=context_len, precision=precision)
     else:
         depths = {depth: bits(depth) for depth in range(1, full + 1)}
+    # of a text the beginning; questions are asked whole
     said = confidences(
-        model, split, context_len=context_len, max_tokens=TEXT_TOKENS, precision=precision
+        model,
+        split,
+        context_len=context_len,
+        max_tokens=None if questions else TEXT_TOKENS,
+        precision=precision,
     )
     halting = None
     if rule is not None:
@@ -82,7 +87,7 @@ def thinking_of(
     return ThinkingScore(
         unit="steps of a question" if isinstance(model, Canvas) else "loops of a token",
         measure="right answers" if questions else "bits per byte",
-        full_depth=full_depth(model),
+        full_depth=trained_depth,
         by_depth=depths,
         calibration_error=None if said is None else calibration_error(said.said, said.held),
         brier=None if said is None or held is None else float(((said.said - held) ** 2).mean()),

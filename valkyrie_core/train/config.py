@@ -180,6 +180,12 @@ class SupervisedConfig(Config):
                 "in_backward, grad_accum_steps is 1",
                 ("grad_accum_steps",),
             )
+        if self.weights == "bf16" and self.ema is not None:
+            raise MisfitError(
+                "an average in bf16 would lose its small updates: leave out ema, or take weights "
+                "fp32",
+                ("ema",),
+            )
         if self.weights == "bf16" and not isinstance(self.optimizer, AdafactorConfig):
             raise MisfitError(
                 "weights in bf16 would lose the small updates of "

@@ -126,6 +126,7 @@ def _in_less_memory(train: SupervisedConfig) -> Iterator[SupervisedConfig]:
         train := _changed(
             train,
             weights="bf16",
+            ema=None,
             optimizer=train.optimizer
             if isinstance(train.optimizer, AdafactorConfig)
             else AdafactorConfig(),

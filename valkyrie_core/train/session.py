@@ -243,6 +243,14 @@ def _questions(dataset: Dataset, recipe: Recipe) -> Callable[[int], Question]:
     core = recipe.model.core
     if not isinstance(core, CanvasConfig):
         return no_question
+    for prompt in recipe.train.sample_prompts:
+        size = len(dataset.tokenizer.encode(prompt))
+        if size > core.cells:
+            raise RecipeError(
+                f"train.sample_prompts: {prompt!r} has {size} tokens, and the canvas {core.cells} "
+                "cells",
+                hint=f"a shorter one, or model.core.cells: {size}",
+            )
     stream = QuestionStream(dataset, weights=dataset.weights, seed=recipe.seed, cells=core.cells)
     return stream.row
 

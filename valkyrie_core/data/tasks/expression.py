@@ -2,6 +2,10 @@
 
     ((3+4)*(2-6))%7 = 0
 
+or, with every bracket's result where the bracket ends,
+
+    ((3+4)*(2-6))%7 = .....0.....30
+
 The depth of the brackets is the number of steps that can't be done side by side.
 """
 
@@ -30,6 +34,9 @@ class ExpressionConfig(Config):
     """Results are digits below this."""
     depths: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
     """Operations inside each other; the levels of difficulty."""
+    answer: Literal["result", "brackets"] = "result"
+    """What is asked for: the result alone, or a line as long as the expression with every
+    bracket's result where that bracket ends, and dots elsewhere."""
 
     @model_validator(mode="after")
     def _depths_are_some(self) -> ExpressionConfig:
@@ -44,30 +51,43 @@ class ExpressionConfig(Config):
 
     def sample(self, draw: np.random.Generator, difficulty: int) -> Example:
         """One question: one side of every operation is as deep as can be, the other one less so."""
-        text, value = self._tree(draw, difficulty)
+        text, results, value = self._tree(draw, difficulty)
         prompt = f"{text}%{self.modulus} = "
-        return Example(prompt, str(value), difficulty, prompt)
+        answer = str(value) if self.answer == "result" else results
+        return Example(prompt, answer, difficulty, prompt)
 
     def holds(self, question: str, answer: str) -> bool:
         """Whether that is what it comes to."""
         found = re.fullmatch(r"([-+*()\d]+)%(\d+) =", question.strip())
         if found is None or not int(found[2]):
             return False
-        value = _value(found[1])
-        return value is not None and answer.strip() == str(value % int(found[2]))
+        results = _results(found[1])
+        if results is None:
+            return False
+        value, by_place = results
+        modulus = int(found[2])
+        if self.answer == "result":
+            return answer.strip() == str(value % modulus)
+        line = ["."] * len(found[1])
+        for place, own in by_place.items():
+            if found[1][place : place + 1] != ")":
+                return False
+            line[place] = str(own % modulus)
+        return answer.strip() == "".join(line)
 
-    def _tree(self, draw: np.random.Generator, depth: int) -> tuple[str, int]:
+    def _tree(self, draw: np.random.Generator, depth: int) -> tuple[str, str, int]:
+        """An expression, the results of its brackets under it, and its own."""
         if depth == 0:
             digit = int(draw.integers(self.modulus))
-            return str(digit), digit
+            return str(digit), ".", digit
         shallow = int(draw.integers(min(depth, 2)))
         sides = [self._tree(draw, depth - 1), self._tree(draw, shallow)]
         if draw.integers(2):
             sides.reverse()
-        (left, a), (right, b) = sides
+        (left, under_left, a), (right, under_right, b) = sides
         sign = OPERATIONS[int(draw.integers(len(OPERATIONS)))]
         value = {"+": a + b, "-": a - b, "*": a * b}[sign] % self.modulus
-        return f"({left}{sign}{right})", value
+        return f"({left}{sign}{right})", f".{under_left}.{under_right}{value}", value
 
 
 _SIGNS: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -77,8 +97,10 @@ _SIGNS: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
-def _value(text: str) -> int | None:
-    """What an expression comes to; None where it is none. Nothing of it is ever run."""
+def _results(text: str) -> tuple[int, dict[int, int]] | None:
+    """What an expression comes to, and what each of its operations does, by the place behind it;
+    None where it is no expression. Nothing of it is ever run."""
+    by_place: dict[int, int] = {}
 
     def of(node: ast.AST) -> int:
         if isinstance(node, ast.Expression):
@@ -86,10 +108,13 @@ def _value(text: str) -> int | None:
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
         if isinstance(node, ast.BinOp) and type(node.op) in _SIGNS:
-            return _SIGNS[type(node.op)](of(node.left), of(node.right))
+            assert node.end_col_offset is not None
+            value = _SIGNS[type(node.op)](of(node.left), of(node.right))
+            by_place[node.end_col_offset] = value
+            return value
         raise ValueError(ast.dump(node))
 
     try:
-        return of(ast.parse(text, mode="eval"))
+        return of(ast.parse(text, mode="eval")), by_place
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

@@ -216,9 +216,32 @@ def test_memory_tokens_of_a_looped_model_stand_in_the_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.core.memory_tokens=9999"], "9999 memory tokens leave no room for text"),
+        (
+            ["model.core.halting={type: latent, min_loops: 5}", "model.core.loops=2"],
+            "5 are more than the 2 loops",
+        ),
+        (
+            ["train.weights=bf16", "train.optimizer={type: adafactor}", "train.ema={}"],
+            "an average in bf16 would lose its small updates",
+        ),
+    ],
+)
+def test_what_would_be_in_vain_is_told(overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load("tiny/recursive", overrides)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("train.context_len=64", "64 is not the canvas's 22 cells"),
+        (
+            "model.core.blocks={attn: {mixer: {type: rwkv7, head_dim: 8}, ffn: {type: swiglu}}}",
+            "some block needs attention",
+        ),
         ("train.state_passing={}", "a canvas knows no such thing"),
         ("train.compile={}", "a canvas knows no such thing"),
         ("data.corpora.sudoku={type: arithmetic}", "a canvas answers questions alone"),

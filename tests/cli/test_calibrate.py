@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +143,9 @@ def test_depths_are_scored_one_by_one(cli: Cli, deep: Path) -> None:
     [
         (("--halt", "entropy"), "there is no rule of halting 'entropy'"),
         (("--halt", "argmax=1"), "'argmax=1' is no rule of halting"),
+        (("--halt", "kl="), "'kl=' is no rule of halting"),
+        (("--halt", "kl", "--max-depth", "1"), "what thinks once can't end earlier"),
+        (("--halt", "none", "--min-depth", "2"), "nothing ends early: leave out --min-depth"),
         (("--min-depth", "9"), "--min-depth 9 is more than the 3 there are"),
         (("--min-depth", "3", "--max-depth", "2"), "--min-depth 3 is more than the 2 there are"),
     ],
@@ -166,6 +170,38 @@ def test_a_model_without_depths_has_none(
     outcome = cli("calibrate", str(plain))
     assert outcome.code == 2
     assert "no confidence" in " ".join(outcome.err.split())
+
+
+def test_the_headline_is_that_of_the_depth(cli: Cli, deep: Path) -> None:
+    def asked(*options: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            cli("eval", str(deep), "--halt", "none", *options, "--json").out
+        )["corpora"]["khop"]
+        return found
+
+    full = asked()
+    for depth in (1, 2, 3):
+        own = asked("--max-depth", str(depth))
+        assert own["accuracy"]["share"] == full["thinking"]["by_depth"][str(depth)]
+        assert (own["thinking"] is None) == (depth == 1)
+    assert asked("--max-depth", "1")["bpb"] != full["bpb"]
+
+
+def test_thinking_once_leaves_nothing_to_end(
+    cli: Cli, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from valkyrie_core import runs
+    from valkyrie_core.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("once")
+    runs.train(Recipe.load(written("canvas", folder), ["model.core.halt_max_steps=1"]))
+    once = str(folder / "runs" / "small")
+    outcome = cli("calibrate", once)
+    assert outcome.code == 2
+    assert "thinks once" in " ".join(outcome.err.split())
+    assert cli("eval", once, "--halt", "q_halt").code == 2
+    longer = json.loads(cli("eval", once, "--max-depth", "3", "--json").out)
+    assert list(longer["corpora"]["khop"]["thinking"]["by_depth"]) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("option", ["--risk", "--delta"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from valkyrie_core.data.dataset import DataConfig, Dataset, prepare
-from valkyrie_core.data.questions import QuestionStream
+from valkyrie_core.data.questions import QuestionStream, check_room
 from valkyrie_core.data.tokenizer import EMPTY
 from valkyrie_core.errors import RecipeError
 
@@ -87,6 +87,18 @@ def test_what_has_no_room_is_told(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         stream(data(tmp_path, khop=khop(4, **task)), cells=cells)
+
+
+def test_the_longest_of_all_is_told(tmp_path: Path) -> None:
+    nested = khop(60) | {"task": {"type": "expression", "depths": [1, 2, 3, 4]}}
+    only = data(tmp_path, nested=nested).corpora["nested"].train
+    with pytest.raises(RecipeError) as caught:
+        check_room("nested", only, 8)
+    assert caught.value.hint is not None
+    cells = int(caught.value.hint.split()[3])
+    check_room("nested", only, cells)
+    with pytest.raises(RecipeError):
+        check_room("nested", only, cells - 1)
 
 
 def test_memory_stands_before_every_document_and_is_never_scored(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ TASKS: dict[str, Any] = {
     "expression": ExpressionConfig(),
     "expression modulo 2": ExpressionConfig(modulus=2, depths=(2, 5)),
     "expression in brackets": ExpressionConfig(depths=(1, 2, 4), answer="brackets"),
+    "expression as a chain": ExpressionConfig(depths=(1, 3), shape="chain", answer="brackets"),
     "sudoku 4x4": SudokuConfig(blanks=(1, 10)),
     "sudoku 6x6": SudokuConfig(size=6, blanks=(18,)),
     "maze": MazeConfig(sizes=(2, 5)),
@@ -140,6 +141,11 @@ def test_every_bracket_s_result_stands_where_it_ends() -> None:
                 other = f"{one.answer[:place]}{(value + 1) % 7}{one.answer[place + 1 :]}"
                 assert not task.holds(one.prompt, other)
     assert not task.holds("1+2%7 = ", "..3")
+
+
+def test_a_chain_has_brackets_on_the_left_alone() -> None:
+    for one in drawn(TASKS["expression as a chain"], 20):
+        assert re.fullmatch(r"\(+\d([-+*]\d\))+%7 = ", one.prompt)
 
 
 @pytest.mark.parametrize("name", ["sudoku 4x4", "sudoku 6x6"])

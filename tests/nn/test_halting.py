@@ -16,6 +16,7 @@ from valkyrie_core.nn.halting import (
     Argmax,
     ArgmaxConfig,
     Confidence,
+    ConfidenceConfig,
     KLConfig,
     Latent,
     LatentConfig,
@@ -166,6 +167,13 @@ def test_confidence_learns_beside_the_model() -> None:
         _, _, ctx = model._hidden(x, model.init_state(3), None)
     assert ctx.loops_BT is not None
     assert (ctx.loops_BT == 3).all()
+
+
+def test_confidences_near_one_differ_in_bf16() -> None:
+    rule = Confidence(4, ConfidenceConfig(bias=8.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        said = rule.logits(torch.ones(1, 4, dtype=torch.bfloat16)).sigmoid()
+    assert 0.9996 < float(said.detach()) < 0.9997
 
 
 def test_confidence_learns_of_every_real_token_scored_or_not() -> None:

@@ -12,7 +12,7 @@ import torch
 from tests.train import small
 from valkyrie_core.data.dataset import Dataset, prepare
 from valkyrie_core.data.questions import Question, QuestionStream
-from valkyrie_core.errors import CheckpointError
+from valkyrie_core.errors import CheckpointError, RecipeError
 from valkyrie_core.evaluate.bits import bits_per_byte
 from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.canvas_core import Carry
@@ -233,3 +233,10 @@ def test_an_average_forgets_what_was_drawn() -> None:
     assert float(model.weight.detach()) == 1.0
     with pytest.raises(CheckpointError, match="trained without ema"):
         average.restore({})
+
+
+def test_a_prompt_without_room_is_told_before_anything_is_trained(
+    folder: Path, cache: Path
+) -> None:
+    with pytest.raises(RecipeError, match="has 40 tokens, and the canvas 20 cells"):
+        train(recipe(folder, sample_prompts=("a" * 40,)), cache)

@@ -16,7 +16,9 @@ def calibrate(
     risk: Annotated[
         float,
         typer.Option(
-            "--risk", help="How often ending early may make a right answer wrong, of all questions."
+            "--risk",
+            help="How often ending early may make a right answer wrong, of all questions; of text, "
+            "the share of tokens that may be others.",
         ),
     ] = 0.02,
     delta: Annotated[

@@ -81,7 +81,7 @@ def _canvas_confidences(model: Canvas) -> Compute[tuple[Tensor, ...]]:
         tokens_BC, targets_BC = model.laid_out(tokens_BT, targets_BT)
         outs = list(model.steps(tokens_BC))
         held = [whole_answers_right(out.logits_BCV, targets_BC) for out in outs]
-        q_NQ = torch.cat([out.q_BQ for out in outs]).sigmoid()
+        q_NQ = torch.cat([out.q_BQ for out in outs]).float().sigmoid()
         return (q_NQ[:, HALT], torch.cat(held), *q_NQ.T[HALT + 1 :]), state
 
     return read

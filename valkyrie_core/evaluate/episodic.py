@@ -22,8 +22,10 @@ from valkyrie_core.data.readers.questions import TaskConfig
 from valkyrie_core.data.tasks.task import Example, correct
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.infer.answer import END, laid_out, read_answer
+from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.answering import Done, TokenRule, answers, rows_of
 from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.train.device import autocast
 
 BATCH_SIZE = 32
 
@@ -78,6 +80,7 @@ def asked_with_memory(
     threshold: float,
     rule: TokenRule | Done | None = None,
     min_steps: int = 1,
+    precision: Precision = "fp32",
     keys_of: Callable[[Tensor], Tensor] = lambda keys_BX: keys_BX,
 ) -> Remembered:
     """Asks questions, and remembers what was verified.
@@ -94,7 +97,8 @@ def asked_with_memory(
     model.eval()
     for start in range(0, len(questions), BATCH_SIZE):
         batch = questions[start : start + BATCH_SIZE]
-        with torch.inference_mode():
+        device = model.memory_MD.device
+        with torch.inference_mode(), autocast(precision, device):
             tokens_BC = laid_out(model, tokenizer, [one.prompt for one in batch])
             first = next(iter(model.steps(tokens_BC, 1)))
             cells_BCD = first.carry.z_H_BMD[:, len(model.memory_MD) :]

@@ -102,7 +102,8 @@ def canvas_rule(model: Canvas, rule: Rule) -> TokenRule | Done:
     if isinstance(rule, ConfidenceConfig):
 
         def sure(out: CanvasOutput) -> Tensor:
-            return out.q_BQ[:, HALT].sigmoid() >= rule.threshold
+            # in bf16 all that is fairly sure would be certain
+            return out.q_BQ[:, HALT].float().sigmoid() >= rule.threshold
 
         return sure
     return rule.build(model.config.dim)

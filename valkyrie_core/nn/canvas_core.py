@@ -87,6 +87,12 @@ class CanvasConfig(Config):
             if block.mixer.type == "attention" and block.mixer.position.type == "alibi":
                 at = ("blocks", name, "mixer", "position")
                 raise MisfitError("alibi looks back alone: take rope or none", at)
+        if all(block.mixer.type != "attention" for block in self.blocks.values()):
+            raise MisfitError(
+                "some block needs attention: other mixers look back alone, and what says whether "
+                "the answer is right stands first",
+                ("pattern",),
+            )
         if self.gradient_cycles > self.h_cycles:
             raise MisfitError(
                 f"gradients can't go through more than the {self.h_cycles} h_cycles",

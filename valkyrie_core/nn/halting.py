@@ -180,5 +180,8 @@ class Confidence(nn.Module):
 
     def logits(self, h_RD: Tensor) -> Tensor:
         """Of the chance that more loops would give the same answer."""
-        scaled_RD = nn.functional.rms_norm(h_RD, h_RD.shape[-1:])
-        return scaled_RD @ self.weight_D + self.bias
+        # in bf16 all that is fairly sure would be certain
+        precise = torch.promote_types(h_RD.dtype, torch.float32)
+        scaled_RD = nn.functional.rms_norm(h_RD.to(precise), h_RD.shape[-1:])
+        logits_R: Tensor = (scaled_RD * self.weight_D).sum(-1) + self.bias
+        return logits_R

@@ -54,23 +54,33 @@ def calibrate_run(
             hint="put the texts back as they were, or train again",
         )
     precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
-    questions = all(isinstance(one, QuestionsCorpus) for one in recipe.data.corpora.values())
+    asks = [isinstance(one, QuestionsCorpus) for one in recipe.data.corpora.values()]
     context_len = recipe.train.longest_context
 
-    def read(split: PackedSplit, rule: ConfidenceConfig | None = None) -> Thought | Said:
-        if isinstance(model, Canvas) or questions:
-            return think(model, split, rule=rule, context_len=context_len, precision=precision)
-        return said_by(model, split, rule=rule, context_len=context_len, precision=precision)
+    def read(
+        splits: Sequence[PackedSplit], rule: ConfidenceConfig | None = None
+    ) -> list[Thought | Said]:
+        found: list[Thought | Said] = []
+        for split, questions in zip(splits, asks, strict=True):
+            if isinstance(model, Canvas) or questions:
+                one: Thought | Said = think(
+                    model, split, rule=rule, context_len=context_len, precision=precision
+                )
+            else:
+                one = said_by(model, split, rule=rule, context_len=context_len, precision=precision)
+            found.append(one)
+        return found
 
     held_out = [corpus.validation for corpus in dataset.corpora.values()]
-    calibration, test = _halves(held_out, seed, None if questions else DOCUMENT_TOKENS)
-    full = [read(split) for split in calibration]
+    most = [None if questions else DOCUMENT_TOKENS for questions in asks]
+    calibration, test = _halves(held_out, seed, most)
+    full = read(calibration)
 
     def losses_at(threshold: float) -> tuple[list[list[float]], float]:
         if progress is not None:
             place_of = THRESHOLDS.index(threshold)
             progress("thresholds", place_of + 1, len(THRESHOLDS))
-        early = [read(split, ConfidenceConfig(threshold=threshold)) for split in calibration]
+        early = read(calibration, ConfidenceConfig(threshold=threshold))
         return _losses(full, early), _mean_steps(early)
 
     found = learn_then_test(THRESHOLDS, losses_at, risk=risk, delta=delta)
@@ -79,7 +89,7 @@ def calibrate_run(
     pairs = {}
     for number in range(2 * PASSES):
         with_rule = bool(number % 2)
-        pairs[with_rule] = [read(split, rule if with_rule else None) for split in test]
+        pairs[with_rule] = read(test, rule if with_rule else None)
         times[with_rule].append(sum(one.seconds for one in pairs[with_rule]))
     losses = _losses(pairs[False], pairs[True])
     report = CalibrateReport(
@@ -87,7 +97,7 @@ def calibrate_run(
         step=loaded.checkpoint.step,
         risk=risk,
         delta=delta,
-        unit="question" if questions else "document",
+        unit="question" if all(asks) else "document",
         rows=min(map(len, _losses(full, full))),
         rows_needed=rows_needed(risk, delta),
         full_depth=full_depth(model),
@@ -142,21 +152,21 @@ def _check_confidence(model: Model) -> None:
 
 
 def _halves(
-    splits: Sequence[PackedSplit], seed: int, max_tokens: int | None
+    splits: Sequence[PackedSplit], seed: int, max_tokens: Sequence[int | None]
 ) -> tuple[list[PackedSplit], list[PackedSplit]]:
     """Half of every split's documents to choose by, and the other half to test on.
 
     Raises UsageError where a split has too few.
     """
     first, second = list[PackedSplit](), list[PackedSplit]()
-    for number, split in enumerate(splits):
+    for number, (split, most) in enumerate(zip(splits, max_tokens, strict=True)):
         # not by turns: levels of difficulty take turns, too
         order = np.random.default_rng([seed, number]).permutation(split.num_documents)
         middle = (len(order) + 1) // 2
         if middle == len(order):
             raise UsageError("one held-out document can't be halved: hold out more")
         for half, documents in ((first, order[:middle]), (second, order[middle:])):
-            half.append(chosen(split, sorted(documents.tolist()), max_tokens=max_tokens))
+            half.append(chosen(split, sorted(documents.tolist()), max_tokens=most))
     return first, second
 
 

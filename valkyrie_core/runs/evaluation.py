@@ -125,7 +125,7 @@ def evaluate_run(
         remembered = {}
         if memory is not None and isinstance(used, Canvas):
             remembered = {
-                name: _remembered(used, tokenizer, corpus, memory, rule)
+                name: _remembered(used, tokenizer, corpus, memory, rule, precision)
                 for name, corpus in recipe.data.corpora.items()
                 if isinstance(corpus, QuestionsCorpus)
             }
@@ -157,6 +157,7 @@ def _remembered(
     corpus: QuestionsCorpus,
     threshold: float,
     rule: Rule | None,
+    precision: Precision,
 ) -> MemoryScore:
     found = asked_with_memory(
         model,
@@ -166,6 +167,7 @@ def _remembered(
         threshold=threshold,
         rule=None if rule is None else canvas_rule(model, rule),
         min_steps=1 if rule is None else rule.min_loops,
+        precision=precision,
     )
     return MemoryScore(
         threshold=threshold,

@@ -121,7 +121,9 @@ def halting_of(
     ask = functools.partial(think, model, depth=depth, context_len=context_len, precision=precision)
     found = ask(split, rule=rule, max_tokens=None if score is None else TEXT_TOKENS)
     count = min(TIMED, split.num_documents)
-    timed = chosen(split, range(count), max_tokens=TEXT_TOKENS // count)
+    # a question is asked whole; of a text its beginning
+    most = None if score is None else TEXT_TOKENS // count
+    timed = chosen(split, range(count), max_tokens=most)
     times: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(PASSES):
         times[False].append(ask(timed).seconds)

@@ -14,7 +14,13 @@ import torch
 from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.data.questions import Question, QuestionStream
 from valkyrie_core.data.tokenizer import Tokenizer, load_tokenizer
-from valkyrie_core.errors import CheckpointError, MissingError, ResourceError, StoppedError
+from valkyrie_core.errors import (
+    CheckpointError,
+    MissingError,
+    RecipeError,
+    ResourceError,
+    StoppedError,
+)
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.canvas_core import CanvasConfig
 from valkyrie_core.nn.models import Model, build_model

@@ -38,6 +38,9 @@ class ExpressionConfig(Config):
     """What is asked for: the result alone, or a line as long as the expression with every
     bracket's result where that bracket ends, and dots elsewhere."""
 
+    shape: Literal["tree", "chain"] = "tree"
+    """Brackets on both sides of a sign, or on its left alone: `(((3+4)*2)-6)`."""
+
     @model_validator(mode="after")
     def _depths_are_some(self) -> ExpressionConfig:
         if min(self.depths) < 1 or max(self.depths) > 8:
@@ -50,7 +53,7 @@ class ExpressionConfig(Config):
         return tuple(sorted(set(self.depths)))
 
     def sample(self, draw: np.random.Generator, difficulty: int) -> Example:
-        """One question: one side of every operation is as deep as can be, the other one less so."""
+        """One question: one side of every operation is as deep as can be, the other less so."""
         text, results, value = self._tree(draw, difficulty)
         prompt = f"{text}%{self.modulus} = "
         answer = str(value) if self.answer == "result" else results
@@ -80,9 +83,9 @@ class ExpressionConfig(Config):
         if depth == 0:
             digit = int(draw.integers(self.modulus))
             return str(digit), ".", digit
-        shallow = int(draw.integers(min(depth, 2)))
+        shallow = int(draw.integers(min(depth, 2))) if self.shape == "tree" else 0
         sides = [self._tree(draw, depth - 1), self._tree(draw, shallow)]
-        if draw.integers(2):
+        if self.shape == "tree" and draw.integers(2):
             sides.reverse()
         (left, under_left, a), (right, under_right, b) = sides
         sign = OPERATIONS[int(draw.integers(len(OPERATIONS)))]

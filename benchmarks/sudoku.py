@@ -217,9 +217,14 @@ def halting_table(found: Sequence[Mapping[str, Any]]) -> str:
         f"Calibration of the confidence, over all steps: expected calibration error "
         f"{mean_of([one['calibration_error'] for one in said]).value:.3f}, Brier score "
         f"{mean_of([one['brier'] for one in said]).value:.3f}. Risk measured on the sudokus that "
-        f"did not choose the threshold, by seed: {risks}.",
+        f"did not choose the threshold, by seed: {risks}.{_partial(results)}",
     ]
     return "\n".join(lines)
+
+
+def _partial(results: Sequence[Mapping[str, Any]]) -> str:
+    """Says that seeds of an arm are missing."""
+    return "" if len(results) == len(SEEDS) else " **Partial: more seeds to come.**"
 
 
 def trap_table(found: Sequence[Mapping[str, Any]]) -> str:
@@ -244,6 +249,9 @@ def trap_table(found: Sequence[Mapping[str, Any]]) -> str:
             str(len(results)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    told = [one for one in found if one["arm"] in TRAP]
+    if len(told) < len(TRAP) * len(SEEDS):
+        lines += ["", "**Partial: more to come.**"]
     return "\n".join(lines)
 
 

@@ -25,7 +25,6 @@ from valkyrie_core.infer.answer import END, laid_out, read_answer
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.answering import Done, TokenRule, answers, rows_of
 from valkyrie_core.nn.canvas import Canvas
-from valkyrie_core.train.device import autocast
 
 BATCH_SIZE = 32
 
@@ -95,10 +94,11 @@ def asked_with_memory(
     episodes = Episodes(threshold)
     right, hits, refused, steps = list[bool](), 0, 0, 0
     model.eval()
+    device = model.memory_MD.device.type
+    autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
     for start in range(0, len(questions), BATCH_SIZE):
         batch = questions[start : start + BATCH_SIZE]
-        device = model.memory_MD.device
-        with torch.inference_mode(), autocast(precision, device):
+        with torch.inference_mode(), autocast:
             tokens_BC = laid_out(model, tokenizer, [one.prompt for one in batch])
             first = next(iter(model.steps(tokens_BC, 1)))
             cells_BCD = first.carry.z_H_BMD[:, len(model.memory_MD) :]

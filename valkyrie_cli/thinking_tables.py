@@ -13,16 +13,18 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 12
 """Thresholds that are shown; the last ones decide."""
+MOST_COLUMNS = 10
+"""Depths that are shown."""
 
 
 def draw_thinking(name: str, thinking: ThinkingScore, console: Console) -> None:
     """Every depth by itself, and what a rule saves."""
-    depths = list(thinking.by_depth)
+    depths = shown(list(thinking.by_depth))
     word = "loops" if thinking.unit == "loops of a token" else "steps"
     table = make_table("", *map(str, depths), right=list(map(str, depths)))
     table.add_row(
         f"{safe_line(name)}: {thinking.measure} by {word}",
-        *(_told(thinking, value) for value in thinking.by_depth.values()),
+        *(_told(thinking, thinking.by_depth[depth]) for depth in depths),
     )
     if thinking.halting is not None:
         shares = [thinking.halting.steps.get(depth, 0.0) for depth in depths]
@@ -38,6 +40,14 @@ def draw_thinking(name: str, thinking: ThinkingScore, console: Console) -> None:
             f"Confidence: mean {thinking.q_halt_mean:.3f}{more}; expected calibration error "
             f"{thinking.calibration_error:.3f}, Brier score {thinking.brier:.3f}."
         )
+
+
+def shown(depths: list[int]) -> list[int]:
+    """All of them, or of many some: the first and the last among them."""
+    if len(depths) <= MOST_COLUMNS:
+        return depths
+    every = (len(depths) - 1) / (MOST_COLUMNS - 1)
+    return [depths[round(every * place)] for place in range(MOST_COLUMNS)]
 
 
 def _draw_halting(
@@ -87,7 +97,10 @@ def draw_calibration(report: CalibrateReport, console: Console) -> None:
     if report.threshold is None:
         why = ""
         if report.rows < report.rows_needed:
-            why = f": it takes {report.rows_needed} {unit}s, and there are {report.rows}"
+            why = (
+                f": it takes {report.rows_needed} {unit}s, and half of those held out are "
+                f"{report.rows}"
+            )
         console.print(
             f"No threshold holds a risk of {report.risk:.1%}, so full depth is kept{why}."
         )

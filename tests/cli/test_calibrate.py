@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Cli
+from valkyrie_cli.thinking_tables import shown
 
 CANVAS = """\
 name: {name}
@@ -266,3 +267,11 @@ def test_a_canvas_answers_a_question(cli: Cli, tmp_path_factory: pytest.TempPath
     outcome = cli("eval", str(canvas), "--long-context", "512")
     assert outcome.code == 2
     assert "answer canvas" in " ".join(outcome.err.split())
+
+
+def test_of_many_depths_some_are_shown() -> None:
+    assert shown([1, 2, 3]) == [1, 2, 3]
+    many = shown(list(range(1, 41)))
+    assert len(many) == 10
+    assert (many[0], many[-1]) == (1, 40)
+    assert many == sorted(set(many))

@@ -61,8 +61,8 @@ def evaluate_run(
             "asked to predict",
             hint="put the texts back as they were, or train again",
         )
-    rule, calibrated = asked_rule(place, loaded, halt, min_depth)
     check_depths(model, halt, min_depth, max_depth)
+    rule, calibrated = asked_rule(place, loaded, halt, min_depth)
     if memory is not None and not isinstance(model, Canvas):
         raise UsageError(
             "the memory of answers is a canvas's, and the run's model is none",

@@ -156,8 +156,8 @@ def parts_table(found: Sequence[Mapping[str, Any]]) -> str:
     levels = list(found[0]["by_difficulty"])
     heads = ["", *(f"{level} blanks" for level in levels)]
     lines = [
-        "| arm | right answers" + " | ".join(heads) + " | steps in training | seconds | seeds |",
-        "|---" * 1 + "|---:" * (len(levels) + 4) + "|",
+        "| arm | right answers" + " | ".join(heads) + " | steps in training | seeds |",
+        "|---" + "|---:" * (len(levels) + 3) + "|",
     ]
     for arm, own in ARMS.items():
         results = [one for one in found if one["arm"] == arm]
@@ -168,8 +168,7 @@ def parts_table(found: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f"| {own.title} | {_percent([one['share'] for one in results])} | "
             + " | ".join(f"{share.value:.1%}" for share in shares)
-            + f" | {thought:.1f} | {mean_of([one['seconds'] for one in results]).value:.0f} | "
-            f"{len(results)} |"
+            + f" | {thought:.1f} | {len(results)} |"
         )
     origin = found[0]["origin"]
     partial = "" if len(found) == len(ARMS) * len(SEEDS) else " **Partial: more seeds to come.**"

@@ -37,7 +37,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
 CANVASES: dict[str, dict[str, Any]] = {
     "plain": {"pattern": ["attn"]},
     "two layers": {"pattern": ["attn", "nope"], "memory_tokens": 0},
-    "recurrent": {"pattern": ["rwkv"], "h_cycles": 2, "l_cycles": 1},
+    "recurrent": {"pattern": ["rwkv", "attn"], "h_cycles": 2, "l_cycles": 1},
     "experts": {"pattern": ["moe"], "memory_tokens": 1, "normalizer": "softmax"},
     "q_learning": {"pattern": ["attn"], "halting": {"type": "q_learning"}},
 }

@@ -13,7 +13,6 @@ by whole trainings: one takes about two minutes.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,21 +26,13 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from benchmarks import result, tables
-from benchmarks.jobs import Study, run_study
+from benchmarks.jobs import Found, Study, run_study, where
 from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.statistics import difference, mean_of
-from valkyrie_core.data.dataset import prepare
-from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.moe.router import Router
 from valkyrie_core.train.routing import num_dead
-from valkyrie_core.train.storage import Storage
 
-log = logging.getLogger("valkyrie")
-
-RECIPE = "moe"
-SEEDS = (0, 1, 2)
 HELD = 300
 """Steps in which the router is biased."""
 AFTER = 500
@@ -53,9 +44,6 @@ FEW = 0.05
 ROWS = 5
 """... in so many logged steps, one after the other."""
 LOG_EVERY = 5
-PAGE = result.ROOT / "docs" / "moe.md"
-FOLDER = result.RESULTS / "collapse"
-NAME = "collapse"
 
 
 class Arm(NamedTuple):
@@ -133,59 +121,37 @@ class Hold:
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains what is missing, then writes the page."""
-    about = __doc__.splitlines()[0]
-    module = "benchmarks.collapse"
-    study = Study(module, about, ARMS, SEEDS, _file, _train, _prepare, _write_page)
-    return run_study(study, arguments)
+    return run_study(STUDY, arguments)
 
 
-def _prepare(_runs_dir: Path) -> None:
-    prepare(Recipe.load(RECIPE).data)
-
-
-def _file(arm: str, seed: int) -> Path:
-    return FOLDER / f"{arm}-{seed}.json"
-
-
-def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
-    """The recipe of one training."""
+def _overrides(arm: str) -> list[str]:
     own = ARMS[arm]
     overrides = [
-        f"name={NAME}-{arm}-{seed}",
-        f"seed={seed}",
-        f"runs_dir={runs_dir}",
         f"train.steps={HELD + AFTER}",
         f"train.eval_every={HELD + AFTER}",
         f"train.log_every={LOG_EVERY}",
     ]
-    for block in Recipe.load(RECIPE).model.core.blocks:
+    for block in Recipe.load(STUDY.recipe).model.core.blocks:
         section = f"model.core.blocks.{block}.ffn"
         overrides.append(f"{section}.balance={own.balance}")
         if own.revive:
             overrides.append(f"{section}.revive={{}}")
-    return Recipe.load(RECIPE, overrides)
+    return overrides
 
 
-def _train(arm: str, seed: int, runs_dir: Path) -> None:
-    torch.set_num_threads(1)
-    recipe = arm_recipe(arm, seed, runs_dir)
-    folder = runs_dir / recipe.name
+def _train(_arm: str, recipe: Recipe) -> dict[str, Any]:
+    folder = Path(recipe.runs_dir, recipe.name)
     # the hold counts steps of this process: a training that was stopped starts anew
     shutil.rmtree(folder, ignore_errors=True)
     with Hold(HELD).everywhere():
         trained = runs.train(recipe)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
     logged = [row for row in rows if row["kind"] == "train"]
-    content: dict[str, Any] = {
-        "arm": arm,
-        "seed": seed,
+    return {
         "dead": {row["step"]: _dead_share(row["load"]) for row in logged},
         "revived": sum(len(row["revived"]) for row in logged),
         "bpb": trained.val_bpb,
-        "origin": result.origin()._asdict(),
     }
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    Storage().replace_json(_file(arm, seed), content)
 
 
 def _dead_share(load: dict[str, list[int]]) -> float:
@@ -202,16 +168,7 @@ def recovered_after(dead: dict[int, float]) -> int | None:
     return None
 
 
-def _write_page() -> None:
-    paths = [_file(arm, seed) for arm in ARMS for seed in SEEDS]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    if not found:
-        raise ValkyrieError("there is no result yet", hint="python -m benchmarks.collapse")
-    text = tables.put(PAGE.read_text(encoding="utf-8"), NAME, collapse_table(found))
-    PAGE.write_text(text, encoding="utf-8")
-
-
-def collapse_table(found: Sequence[dict[str, Any]]) -> str:
+def collapse_table(found: Sequence[Found]) -> str:
     """What was found, arm by arm, seed by seed."""
     lines = [
         f"| balance | revive | steps until under {FEW:.0%} dead, by seed | dead at the release | "
@@ -234,24 +191,23 @@ def collapse_table(found: Sequence[dict[str, Any]]) -> str:
             f"{mean_of([one['revived'] for one in results]).value:.0f} | "
             f"{bpb.value:.4f}{width} |"
         )
-    origin = found[0]["origin"]
     lines += [
         "",
         *_with_revive(found),
         "",
         f"{HELD} steps held and {AFTER} watched; a row every {LOG_EVERY} steps, and recovered is "
         f"the first of {ROWS} in a row. Means over seeds, Student's 95 % intervals. "
-        f"{origin['processor']}, {origin['date']}.",
+        f"{where(found)}.",
     ]
     return "\n".join(lines)
 
 
-def _with_revive(found: Sequence[dict[str, Any]]) -> list[str]:
+def _with_revive(found: Sequence[Found]) -> list[str]:
     """What `revive` does to the loss beside each balance, paired by seed."""
     bpb = {(one["arm"], one["seed"]): one["bpb"] for one in found}
     parts = []
     for name, (title, _) in BALANCES.items():
-        seeds = [s for s in SEEDS if (name, s) in bpb and (f"{name}_revive", s) in bpb]
+        seeds = [s for s in STUDY.seeds if (name, s) in bpb and (f"{name}_revive", s) in bpb]
         if len(seeds) < 2:
             continue
         pair = [[bpb[arm, s] for s in seeds] for arm in (f"{name}_revive", name)]
@@ -260,6 +216,18 @@ def _with_revive(found: Sequence[dict[str, Any]]) -> list[str]:
         parts.append(f"{title} {mean.value:+.4f} ± {mean.half_width:.4f}{sure}")
     told = f"- bits per byte with `revive` less without, paired by seed: {'; '.join(parts)}"
     return [told] if parts else []
+
+
+STUDY = Study(
+    name="collapse",
+    about=__doc__.splitlines()[0],
+    recipe="moe",
+    arms=ARMS,
+    overrides=_overrides,
+    train=_train,
+    page="moe.md",
+    tables=lambda found: {"collapse": collapse_table(found)},
+)
 
 
 if __name__ == "__main__":

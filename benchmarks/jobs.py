@@ -6,19 +6,96 @@ What a study lacks is told by its files, so that a queue which was stopped goes 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks import result
+import torch
+
+from benchmarks import result, tables
+from valkyrie_core import Recipe
+from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import StoppedError, ValkyrieError
+from valkyrie_core.train.storage import Storage
 
 log = logging.getLogger("valkyrie")
+
+Found = Mapping[str, Any]
+"""The result of one training: `arm`, `seed`, `origin`, and what the study wants to know."""
+
+
+class Study(NamedTuple):
+    """Arms of one recipe, with some seeds each; `benchmarks.<name>` is its program."""
+
+    name: str
+    """Also of the folder of its results, and where the names of its runs begin."""
+    about: str
+    recipe: str
+    arms: Collection[str]
+    overrides: Callable[[str], Sequence[str]]
+    """What an arm changes of the recipe."""
+    train: Callable[[str, Recipe], Found]
+    """Trains an arm, or goes on with it, and says what it found."""
+    page: str
+    """Of the documentation."""
+    tables: Callable[[Sequence[Found]], Mapping[str, str]]
+    """What stands between the page's markers, made of all results that are there."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    measure: Callable[[Study, Path], None] | None = None
+    """Once, before the first training."""
+    results: Path = result.RESULTS
+
+    @property
+    def folder(self) -> Path:
+        """Of the results."""
+        return self.results / self.name
+
+    def file_of(self, arm: str, seed: int) -> Path:
+        """The result of one training; there if it is done."""
+        return self.folder / f"{arm}-{seed}.json"
+
+    def recipe_of(self, arm: str, seed: int, runs_dir: Path) -> Recipe:
+        """The recipe of one training."""
+        own = [f"name={self.name}-{arm}-{seed}", f"seed={seed}", f"runs_dir={runs_dir}"]
+        return Recipe.load(self.recipe, [*own, *self.overrides(arm)])
+
+    def run_one(self, arm: str, seed: int, runs_dir: Path) -> None:
+        """Trains an arm on one thread, and writes its result."""
+        torch.set_num_threads(1)
+        found = self.train(arm, self.recipe_of(arm, seed, runs_dir))
+        origin = result.origin()._asdict()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"arm": arm, "seed": seed, "origin": origin, **found}
+        Storage().replace_json(self.file_of(arm, seed), content)
+
+    def found(self) -> list[Found]:
+        """The results that are there, arm by arm."""
+        paths = [self.file_of(arm, seed) for arm in self.arms for seed in self.seeds]
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+    def write_page(self) -> None:
+        """Raises ValkyrieError if nothing was measured yet."""
+        found = self.found()
+        if not found:
+            hint = f"python -m benchmarks.{self.name}"
+            raise ValkyrieError("there is no result yet", hint=hint)
+        path = result.ROOT / "docs" / self.page
+        text = path.read_text(encoding="utf-8")
+        for name, body in self.tables(found).items():
+            text = tables.put(text, name, body)
+        path.write_text(text, encoding="utf-8")
+
+
+def where(found: Sequence[Found]) -> str:
+    """The machine and the day of results."""
+    origin = found[0]["origin"]
+    return f"{origin['processor']}, {origin['date']}"
 
 
 def run_jobs(
@@ -50,29 +127,14 @@ def run_jobs(
         time.sleep(0.5)
 
 
-class Study(NamedTuple):
-    """Arms with some seeds each, and what to do with one of them."""
-
-    module: str
-    about: str
-    arms: Collection[str]
-    seeds: tuple[int, ...]
-    file_of: Callable[[str, int], Path]
-    """The result of an arm and a seed; there if it is done."""
-    train: Callable[[str, int, Path], None]
-    """Trains one, into a folder of runs, and writes its result."""
-    prepare: Callable[[Path], None]
-    """Once, before the first training."""
-    write_page: Callable[[], None]
-
-
 def run_study(study: Study, arguments: list[str] | None = None) -> int:
     """The program of a study: trains what is missing, then writes the page; an exit code."""
-    again = f"python -m {study.module}"
+    module = f"benchmarks.{study.name}"
+    again = f"python -m {module}"
     parser = argparse.ArgumentParser(prog=again, description=study.about)
     parser.add_argument("--tables", action="store_true", help="train nothing, write the page")
     parser.add_argument("--processes", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--arms", nargs="+", choices=study.arms, default=list(study.arms))
+    parser.add_argument("--arms", nargs="+", choices=list(study.arms), default=list(study.arms))
     parser.add_argument("--seeds", type=int, nargs="+", default=study.seeds)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help="this training, here")
@@ -80,15 +142,17 @@ def run_study(study: Study, arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         if options.one:
-            study.train(options.one[0], int(options.one[1]), options.runs_dir)
+            study.run_one(options.one[0], int(options.one[1]), options.runs_dir)
             return 0
         if not options.tables:
-            study.prepare(options.runs_dir)
+            prepare(Recipe.load(study.recipe).data)
+            if study.measure is not None:
+                study.measure(study, options.runs_dir)
             # one seed after the other, so that an interrupted study has whole seeds
             jobs = [(arm, seed) for seed in options.seeds for arm in options.arms]
             left = [job for job in jobs if not study.file_of(*job).exists()]
             processes, runs_dir = options.processes, options.runs_dir
-            run_jobs(study.module, left, processes=processes, runs_dir=runs_dir)
+            run_jobs(module, left, processes=processes, runs_dir=runs_dir)
         study.write_page()
     except KeyboardInterrupt:
         log.warning("stopped; go on with: %s", again)

@@ -19,28 +19,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import quiet, result, tables
-from benchmarks.jobs import Study, run_study
+from benchmarks import quiet, result
+from benchmarks.jobs import Found, Study, run_study, where
 from benchmarks.timing import side_by_side
 from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.page import estimate
 from valkyrie_core.allocate.statistics import difference, mean_of
 from valkyrie_core.compare.speed import training_step
-from valkyrie_core.data.dataset import prepare
 from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.report import Estimate
 from valkyrie_core.train.storage import Storage
 
 log = logging.getLogger("valkyrie")
 
-RECIPE = "moe"
-SEEDS = (0, 1, 2)
-PAGE = result.ROOT / "docs" / "moe.md"
-FOLDER = result.RESULTS / "moe"
-SPEED = "speed.json"
+SPEED = result.RESULTS / "moe" / "speed.json"
 ROUNDS = 9
 MEASURES = ("max_vio", "dead", "effective_experts", "experts_per_token")
-NAME = "moe"
 
 
 class Arm(NamedTuple):
@@ -86,43 +80,27 @@ ARMS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains what is missing, then writes the page."""
-    about = __doc__.splitlines()[0]
-    module = "benchmarks.moe"
-    study = Study(module, about, ARMS, SEEDS, _file, _train, _prepare, _write_page)
-    return run_study(study, arguments)
+    return run_study(STUDY, arguments)
 
 
-def _prepare(runs_dir: Path) -> None:
-    prepare(Recipe.load(RECIPE).data)
-    if not (FOLDER / SPEED).exists():
-        _measure_speed(runs_dir)
-
-
-def _file(arm: str, seed: int) -> Path:
-    return FOLDER / f"{arm}-{seed}.json"
-
-
-def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
-    """The recipe of one training."""
-    overrides = [f"name={NAME}-{arm}-{seed}", f"seed={seed}", f"runs_dir={runs_dir}"]
-    for block in Recipe.load(RECIPE).model.core.blocks:
-        section = f"model.core.blocks.{block}.ffn"
-        overrides += [
-            f"{section}.{key}={value}" if key else f"{section}={value}"
-            for key, value in ARMS[arm].ffn.items()
-        ]
-    recipe = Recipe.load(RECIPE, overrides)
+def _overrides(arm: str) -> list[str]:
+    recipe = Recipe.load(STUDY.recipe)
+    overrides = [
+        f"model.core.blocks.{block}.ffn{'.' + key if key else ''}={value}"
+        for block in recipe.model.core.blocks
+        for key, value in ARMS[arm].ffn.items()
+    ]
     other = ARMS[arm].seconds_of
-    if other is None:
-        return recipe
-    steps = round(recipe.train.steps * _step_ms()[other] / _step_ms()[arm])
-    return Recipe.load(RECIPE, [*overrides, f"train.steps={steps}"])
+    if other is not None:
+        steps = round(recipe.train.steps * _step_ms()[other] / _step_ms()[arm])
+        overrides.append(f"train.steps={steps}")
+    return overrides
 
 
 def _step_ms() -> dict[str, float]:
     """Milliseconds of a step by arm."""
     try:
-        content = json.loads((FOLDER / SPEED).read_text(encoding="utf-8"))
+        content = json.loads(SPEED.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValkyrieError(
             f"what a step takes was not measured: {error}", hint="python -m benchmarks.moe"
@@ -130,15 +108,17 @@ def _step_ms() -> dict[str, float]:
     return {str(arm): float(value) for arm, value in content["milliseconds"].items()}
 
 
-def _measure_speed(runs_dir: Path) -> None:
+def _measure_speed(study: Study, runs_dir: Path) -> None:
     """What a step of every arm takes, on one thread as they are trained."""
+    if SPEED.exists():
+        return
     if (noise := quiet.disturbance()) is not None:
         log.warning("%s", noise)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         arms = {arm: one for arm, one in ARMS.items() if one.seconds_of is None}
-        calls = {arm: training_step(arm_recipe(arm, 0, runs_dir)) for arm in arms}
+        calls = {arm: training_step(study.recipe_of(arm, 0, runs_dir)) for arm in arms}
         timings = side_by_side(
             calls, repeats=ROUNDS, sample_seconds=1, announce=lambda text: log.info("%s", text)
         )
@@ -149,19 +129,14 @@ def _measure_speed(runs_dir: Path) -> None:
         content = {"milliseconds": measured, "origin": result.origin()._asdict()}
     finally:
         torch.set_num_threads(threads)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    Storage().replace_json(FOLDER / SPEED, content)
+    SPEED.parent.mkdir(parents=True, exist_ok=True)
+    Storage().replace_json(SPEED, content)
 
 
-def _train(arm: str, seed: int, runs_dir: Path) -> None:
-    """Trains (or resumes) one arm with one seed, and writes what it found."""
-    torch.set_num_threads(1)
-    recipe = arm_recipe(arm, seed, runs_dir)
-    folder = runs_dir / recipe.name
+def _train(arm: str, recipe: Recipe) -> dict[str, Any]:
+    folder = Path(recipe.runs_dir, recipe.name)
     trained = runs.train(recipe, resume=(folder / "checkpoints").exists())
-    content: dict[str, Any] = {
-        "arm": arm,
-        "seed": seed,
+    found: dict[str, Any] = {
         "steps": trained.steps,
         "tokens": trained.tokens_seen,
         "parameters": trained.parameters,
@@ -170,12 +145,11 @@ def _train(arm: str, seed: int, runs_dir: Path) -> None:
         "precision": trained.precision,
         "bpb": trained.val_bpb,
         "bpb_by_corpus": trained.val_bpb_by_corpus,
-        "origin": result.origin()._asdict(),
     }
     if not ARMS[arm].dense:
         # of the last step, not the best one: no arm may profit from a choice
         report = runs.experts(folder, step=trained.steps, knock_out=False, save=False)
-        content["layers"] = [
+        found["layers"] = [
             {
                 "max_vio": layer.max_vio,
                 "dead": len(layer.dead or ()),
@@ -184,21 +158,10 @@ def _train(arm: str, seed: int, runs_dir: Path) -> None:
             }
             for layer in report.layers
         ]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    Storage().replace_json(_file(arm, seed), content)
+    return found
 
 
-def _write_page() -> None:
-    paths = [_file(arm, seed) for arm in ARMS for seed in SEEDS]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    if not found:
-        raise ValkyrieError("there is no result yet", hint="python -m benchmarks.moe")
-    body = balance_table(found, _step_ms())
-    text = tables.put(PAGE.read_text(encoding="utf-8"), NAME, body)
-    PAGE.write_text(text, encoding="utf-8")
-
-
-def balance_table(found: Sequence[dict[str, Any]], step_ms: dict[str, float]) -> str:
+def balance_table(found: Sequence[Found], step_ms: dict[str, float]) -> str:
     """What was found, arm by arm; every arm against the one without balance; dense models against
     experts.
     """
@@ -225,7 +188,7 @@ def balance_table(found: Sequence[dict[str, Any]], step_ms: dict[str, float]) ->
     return "\n".join([*lines, "", *filter(None, against), "", _where(found)])
 
 
-def _over_layers(own: Sequence[dict[str, Any]], key: str) -> str:
+def _over_layers(own: Sequence[Found], key: str) -> str:
     """Mean over layers, then over seeds."""
     if "layers" not in own[0]:
         return "-"
@@ -233,7 +196,7 @@ def _over_layers(own: Sequence[dict[str, Any]], key: str) -> str:
     return _text(means, 2)
 
 
-def _against(base: str, by_arm: dict[str, list[dict[str, Any]]], arms: Sequence[str]) -> str | None:
+def _against(base: str, by_arm: dict[str, list[Found]], arms: Sequence[str]) -> str | None:
     """Differences of the loss, paired by seed."""
     reference = {one["seed"]: one["bpb"] for one in by_arm.get(base, ())}
     parts = []
@@ -250,7 +213,7 @@ def _against(base: str, by_arm: dict[str, list[dict[str, Any]]], arms: Sequence[
     return f"- bits per byte against {ARMS[base].title}, paired by seed: {'; '.join(parts)}"
 
 
-def _worst(own: Sequence[dict[str, Any]]) -> float:
+def _worst(own: Sequence[Found]) -> float:
     """The largest MaxVio of any layer and seed."""
     return max(float(layer["max_vio"]) for one in own for layer in one["layers"])
 
@@ -260,15 +223,27 @@ def _text(values: Sequence[float], digits: int) -> str:
     return estimate(Estimate(mean=mean.value, half_width=mean.half_width, seeds=mean.seeds), digits)
 
 
-def _where(found: Sequence[dict[str, Any]]) -> str:
+def _where(found: Sequence[Found]) -> str:
     sizes = [one["parameters"] for one in found if not ARMS[one["arm"]].dense]
-    origin = found[0]["origin"]
     return (
         "Means and Student's 95 % intervals over the seeds; routing on held-out text, mean over "
         f"layers. {min(sizes):,} to {max(sizes):,} parameters, {found[0]['steps']:,} steps, "
-        f"{found[0]['tokens']:,} tokens. {origin['processor']}, {found[0]['precision']}, one "
-        f"thread a training, two at a time, {origin['date']}. Steps were timed alone, side by side."
+        f"{found[0]['tokens']:,} tokens. {where(found)}, {found[0]['precision']}, one thread a "
+        "training, two at a time. Steps were timed alone, side by side."
     )
+
+
+STUDY = Study(
+    name="moe",
+    about=__doc__.splitlines()[0],
+    recipe="moe",
+    arms=ARMS,
+    overrides=_overrides,
+    train=_train,
+    page="moe.md",
+    tables=lambda found: {"moe": balance_table(found, _step_ms())},
+    measure=_measure_speed,
+)
 
 
 if __name__ == "__main__":

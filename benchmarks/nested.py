@@ -11,33 +11,19 @@ carry, for twice as many. A queue that outlives an interruption by whole trainin
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from benchmarks import result, tables
-from benchmarks.jobs import Study, run_study
+from benchmarks.jobs import Found, Study, run_study, where
 from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.statistics import mean_of
 from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.readers.questions import QuestionsCorpus
-from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.evaluate.rules import full_depth
 from valkyrie_core.evaluate.thinking import think
-from valkyrie_core.train.storage import Storage
 
-log = logging.getLogger("valkyrie")
-
-RECIPE = "nested"
 CORPUS = "expression"
-SEEDS = (0, 1, 2)
-PAGE = result.ROOT / "docs" / "reasoning.md"
-FOLDER = result.RESULTS / "nested"
-NAME = "nested"
 DEPTHS = tuple(range(1, 8))
 """That are asked."""
 ASKED = 400
@@ -71,24 +57,7 @@ ARMS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains what is missing, then writes the page."""
-    about = __doc__.splitlines()[0]
-    module = "benchmarks.nested"
-    study = Study(module, about, ARMS, SEEDS, _file, _train, _prepare, _write_page)
-    return run_study(study, arguments)
-
-
-def _prepare(_runs_dir: Path) -> None:
-    prepare(Recipe.load(RECIPE).data)
-
-
-def _file(arm: str, seed: int) -> Path:
-    return FOLDER / f"{arm}-{seed}.json"
-
-
-def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
-    """The recipe of one training."""
-    own = [f"name={NAME}-{arm}-{seed}", f"seed={seed}", f"runs_dir={runs_dir}"]
-    return Recipe.load(RECIPE, [*own, *ARMS[arm].overrides])
+    return run_study(STUDY, arguments)
 
 
 def deeper(recipe: Recipe) -> Recipe:
@@ -101,21 +70,14 @@ def deeper(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
 
 
-def _train(arm: str, seed: int, runs_dir: Path) -> None:
-    torch.set_num_threads(1)
-    recipe = arm_recipe(arm, seed, runs_dir)
-    folder = runs_dir / recipe.name
+def _train(arm: str, recipe: Recipe) -> dict[str, Any]:
+    folder = Path(recipe.runs_dir, recipe.name)
     report = runs.train(recipe, resume=(folder / "recipe.json").exists())
-    content = {
-        "arm": arm,
-        "seed": seed,
+    return {
         "parameters": report.parameters,
         "seconds": report.seconds,
-        "origin": result.origin()._asdict(),
         "by_loops": asked(folder, carries=ARMS[arm].carries),
     }
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    Storage().replace_json(_file(arm, seed), content)
 
 
 def asked(folder: Path, *, carries: bool) -> dict[int, dict[int, float]]:
@@ -149,16 +111,7 @@ def deepest(by_depth: Mapping[str, float]) -> int:
     return reached
 
 
-def _write_page() -> None:
-    paths = [_file(arm, seed) for arm in ARMS for seed in SEEDS]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    if not found:
-        raise ValkyrieError("there is no result yet", hint="python -m benchmarks.nested")
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(tables.put(text, NAME, table(found)), encoding="utf-8")
-
-
-def table(found: Sequence[Mapping[str, Any]]) -> str:
+def table(found: Sequence[Found]) -> str:
     """Right answers by depth, and the deepest one that is mastered."""
     depths = " | ".join(f"depth {depth}" for depth in DEPTHS)
     lines = [
@@ -176,14 +129,25 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             cells += [f"{share:.0%}" for share in shares]
             cells.append(", ".join(str(deepest(one)) for one in own))
             lines.append("| " + " | ".join(cells) + " |")
-    origin = found[0]["origin"]
-    whole = len(found) == len(ARMS) * len(SEEDS)
+    whole = len(found) == len(ARMS) * len(STUDY.seeds)
     lines += [
         "",
-        f"Trained to depth 3; means over the seeds; one thread, {origin['processor']}, "
-        f"{origin['date']}." + ("" if whole else " **Partial: more seeds to come.**"),
+        f"Trained to depth 3; means over the seeds; one thread, {where(found)}."
+        + ("" if whole else " **Partial: more seeds to come.**"),
     ]
     return "\n".join(lines)
+
+
+STUDY = Study(
+    name="nested",
+    about=__doc__.splitlines()[0],
+    recipe="nested",
+    arms=ARMS,
+    overrides=lambda arm: ARMS[arm].overrides,
+    train=_train,
+    page="reasoning.md",
+    tables=lambda found: {"nested": table(found)},
+)
 
 
 if __name__ == "__main__":

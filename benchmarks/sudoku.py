@@ -11,30 +11,17 @@ those of full depth, and calibrated. A queue that outlives an interruption by wh
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from benchmarks import result, tables
-from benchmarks.jobs import Study, run_study
+from benchmarks.jobs import Found, Study, run_study, where
 from valkyrie_core import Recipe, runs
 from valkyrie_core.allocate.statistics import mean_of
 from valkyrie_core.data.dataset import prepare
-from valkyrie_core.errors import ValkyrieError
 from valkyrie_core.evaluate.rules import rule_of
 from valkyrie_core.runs.thinking import halting_of
-from valkyrie_core.train.storage import Storage
 
-log = logging.getLogger("valkyrie")
-
-RECIPE = "canvas"
-SEEDS = (0, 1, 2)
-PAGE = result.ROOT / "docs" / "reasoning.md"
-FOLDER = result.RESULTS / "sudoku"
-NAME = "sudoku"
 RISK = 0.02
 
 
@@ -65,46 +52,22 @@ TRAP = ("canvas", "bias_0", "bias_1", "q_learning")
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains what is missing, then writes the page."""
-    about = __doc__.splitlines()[0]
-    module = "benchmarks.sudoku"
-    study = Study(module, about, ARMS, SEEDS, _file, _train, _prepare, _write_page)
-    return run_study(study, arguments)
+    return run_study(STUDY, arguments)
 
 
-def _prepare(_runs_dir: Path) -> None:
-    prepare(Recipe.load(RECIPE).data)
-
-
-def _file(arm: str, seed: int) -> Path:
-    return FOLDER / f"{arm}-{seed}.json"
-
-
-def arm_recipe(arm: str, seed: int, runs_dir: Path) -> Recipe:
-    """The recipe of one training."""
-    own = [f"name={NAME}-{arm}-{seed}", f"seed={seed}", f"runs_dir={runs_dir}"]
-    return Recipe.load(RECIPE, [*own, *ARMS[arm].overrides])
-
-
-def _train(arm: str, seed: int, runs_dir: Path) -> None:
-    torch.set_num_threads(1)
-    recipe = arm_recipe(arm, seed, runs_dir)
-    folder = runs_dir / recipe.name
+def _train(arm: str, recipe: Recipe) -> dict[str, Any]:
+    folder = Path(recipe.runs_dir, recipe.name)
     report = runs.train(recipe, resume=(folder / "recipe.json").exists())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
     steps = {
         row["step"]: row["recursion"]["reasoning_steps"] for row in rows if row["kind"] == "train"
     }
-    content = {
-        "arm": arm,
-        "seed": seed,
+    return {
         "parameters": report.parameters,
         "seconds": report.seconds,
         "reasoning_steps": steps,
-        "origin": result.origin()._asdict(),
         **asked(folder, ARMS[arm].rules, calibrated=arm == "canvas"),
     }
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    Storage().replace_json(_file(arm, seed), content)
 
 
 def asked(folder: Path, rules: Sequence[str], *, calibrated: bool) -> dict[str, Any]:
@@ -139,19 +102,15 @@ def asked(folder: Path, rules: Sequence[str], *, calibrated: bool) -> dict[str, 
     return found
 
 
-def _write_page() -> None:
-    paths = [_file(arm, seed) for arm in ARMS for seed in SEEDS]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    if not found:
-        raise ValkyrieError("there is no result yet", hint="python -m benchmarks.sudoku")
-    text = PAGE.read_text(encoding="utf-8")
-    text = tables.put(text, NAME, parts_table(found))
-    text = tables.put(text, "halting", halting_table(found))
-    text = tables.put(text, "trap", trap_table(found))
-    PAGE.write_text(text, encoding="utf-8")
+def _tables(found: Sequence[Found]) -> dict[str, str]:
+    return {
+        "sudoku": parts_table(found),
+        "halting": halting_table(found),
+        "trap": trap_table(found),
+    }
 
 
-def parts_table(found: Sequence[Mapping[str, Any]]) -> str:
+def parts_table(found: Sequence[Found]) -> str:
     """Right answers of every arm."""
     levels = list(found[0]["by_difficulty"])
     heads = ["", *(f"{level} blanks" for level in levels)]
@@ -170,12 +129,12 @@ def parts_table(found: Sequence[Mapping[str, Any]]) -> str:
             + " | ".join(f"{share.value:.1%}" for share in shares)
             + f" | {thought:.1f} | {len(results)} |"
         )
-    origin = found[0]["origin"]
-    partial = "" if len(found) == len(ARMS) * len(SEEDS) else " **Partial: more seeds to come.**"
+    partial = (
+        "" if len(found) == len(ARMS) * len(STUDY.seeds) else " **Partial: more seeds to come.**"
+    )
     lines += [
         "",
-        f"Means over seeds, Student's 95 % intervals; one thread, {origin['processor']}, "
-        f"{origin['date']}.{partial}",
+        f"Means over seeds, Student's 95 % intervals; one thread, {where(found)}.{partial}",
     ]
     return "\n".join(lines)
 
@@ -192,7 +151,7 @@ def _percent(shares: Sequence[float]) -> str:
     return f"{mean.value:.1%}{width}"
 
 
-def halting_table(found: Sequence[Mapping[str, Any]]) -> str:
+def halting_table(found: Sequence[Found]) -> str:
     """What every rule saves and costs, of the whole recipe's models."""
     results = [one for one in found if one["arm"] == "canvas" and one["rules"]]
     lines = [
@@ -221,12 +180,12 @@ def halting_table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _partial(results: Sequence[Mapping[str, Any]]) -> str:
+def _partial(results: Sequence[Found]) -> str:
     """Says that seeds of an arm are missing."""
-    return "" if len(results) == len(SEEDS) else " **Partial: more seeds to come.**"
+    return "" if len(results) == len(STUDY.seeds) else " **Partial: more seeds to come.**"
 
 
-def trap_table(found: Sequence[Mapping[str, Any]]) -> str:
+def trap_table(found: Sequence[Found]) -> str:
     """What became of thought in training, by the bias that the q-head begins with."""
     lines = [
         "| arm | steps after a tenth of training | at its end | right at full depth "
@@ -249,7 +208,7 @@ def trap_table(found: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     told = [one for one in found if one["arm"] in TRAP]
-    if len(told) < len(TRAP) * len(SEEDS):
+    if len(told) < len(TRAP) * len(STUDY.seeds):
         lines += ["", "**Partial: more to come.**"]
     return "\n".join(lines)
 
@@ -281,6 +240,18 @@ def _row(title: str, own: Sequence[Mapping[str, float]], full: int) -> str:
         f"| `{title}` | {_percent([one['score'] for one in own])} | {100 * lost:.1f} | {steps:.2f} "
         f"| {1 - steps / full:.0%} | {1 - seconds:.0%} |"
     )
+
+
+STUDY = Study(
+    name="sudoku",
+    about=__doc__.splitlines()[0],
+    recipe="canvas",
+    arms=ARMS,
+    overrides=lambda arm: ARMS[arm].overrides,
+    train=_train,
+    page="reasoning.md",
+    tables=_tables,
+)
 
 
 if __name__ == "__main__":

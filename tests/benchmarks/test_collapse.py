@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import collapse, tables
+from benchmarks import collapse
 from valkyrie_core.nn.moe.layer import MoE, MoEConfig
 from valkyrie_core.nn.state import Ctx
 
 
 @pytest.mark.parametrize("arm", collapse.ARMS)
 def test_every_arm_is_what_it_says(arm: str, tmp_path: Path) -> None:
-    recipe = collapse.arm_recipe(arm, 2, tmp_path)
+    recipe = collapse.STUDY.recipe_of(arm, 2, tmp_path)
     assert recipe.seed == 2
     for block in recipe.model.core.blocks.values():
         assert isinstance(block.ffn, MoEConfig)
@@ -63,26 +62,17 @@ def test_recovery_has_to_last() -> None:
 
 @pytest.mark.slow
 def test_a_short_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collapse, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(collapse, "HELD", 5)
     monkeypatch.setattr(collapse, "AFTER", 5)
-    whole = collapse.arm_recipe
-
-    def short(arm: str, seed: int, runs_dir: Path) -> collapse.Recipe:
-        recipe = whole(arm, seed, runs_dir)
-        changes = {"eval_tokens": 256, "sample_prompts": ()}
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
-
-    monkeypatch.setattr(collapse, "arm_recipe", short)
+    short = ["train.eval_tokens=256", "train.sample_prompts=[]"]
+    study = collapse.STUDY._replace(
+        results=tmp_path, overrides=lambda arm: [*collapse.STUDY.overrides(arm), *short]
+    )
     for arm in ("none", "bias_revive"):
-        collapse._train(arm, 0, tmp_path / "runs")
-    found = [json.loads(path.read_text()) for path in sorted((tmp_path / "results").iterdir())]
+        study.run_one(arm, 0, tmp_path / "runs")
+    found = study.found()
     # two of sixteen are left
     assert [one["dead"]["5"] for one in found] == [0.875, 0.875]
     table = collapse.collapse_table(found)
     assert "| no balance | no | never | 88% |" in table
     assert "| bias, loss-free | yes | never | 88% |" in table
-
-
-def test_the_page_has_a_place() -> None:
-    assert "x" in tables.put(collapse.PAGE.read_text(encoding="utf-8"), collapse.NAME, "x")

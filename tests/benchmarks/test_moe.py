@@ -15,10 +15,10 @@ from valkyrie_core.nn.moe.layer import MoEConfig
 def test_every_arm_is_what_it_says(
     arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moe, "FOLDER", tmp_path)
+    monkeypatch.setattr(moe, "SPEED", tmp_path / "speed.json")
     speed = {one: 3.0 if moe.ARMS[one].dense else 6.0 for one in moe.ARMS}
-    (tmp_path / moe.SPEED).write_text(json.dumps({"milliseconds": speed}))
-    recipe = moe.arm_recipe(arm, 1, tmp_path)
+    moe.SPEED.write_text(json.dumps({"milliseconds": speed}))
+    recipe = moe.STUDY.recipe_of(arm, 1, tmp_path)
     assert recipe.seed == 1
     # where a dense step takes half the time there are twice as many
     assert recipe.train.steps == (4000 if moe.ARMS[arm].seconds_of else 2000)
@@ -30,20 +30,16 @@ def test_every_arm_is_what_it_says(
 
 @pytest.mark.slow
 def test_a_short_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moe, "FOLDER", tmp_path / "results")
-    whole = moe.arm_recipe
-
-    def short(arm: str, seed: int, runs_dir: Path) -> moe.Recipe:
-        recipe = whole(arm, seed, runs_dir)
-        changes = {"steps": 3, "eval_tokens": 256, "sample_prompts": ()}
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
-
-    monkeypatch.setattr(moe, "arm_recipe", short)
+    monkeypatch.setattr(moe, "SPEED", tmp_path / "speed.json")
+    short = ["train.steps=3", "train.eval_tokens=256", "train.sample_prompts=[]"]
+    study = moe.STUDY._replace(
+        results=tmp_path, overrides=lambda arm: [*moe.STUDY.overrides(arm), *short]
+    )
     for arm, seed in (("none", 0), ("none", 1), ("bias", 0), ("bias", 1), ("dense", 0)):
-        moe._train(arm, seed, tmp_path / "runs")
-    found = [json.loads(path.read_text()) for path in sorted((tmp_path / "results").iterdir())]
+        study.run_one(arm, seed, tmp_path / "runs")
+    found = study.found()
     monkeypatch.setattr(moe, "ROUNDS", 1)
-    moe._measure_speed(tmp_path / "runs")
+    moe._measure_speed(study, tmp_path / "runs")
     speed = moe._step_ms()
     assert set(speed) == set(moe.ARMS)
     assert speed["none"] > speed["dense"] == speed["dense_seconds"]

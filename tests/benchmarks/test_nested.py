@@ -13,7 +13,7 @@ from valkyrie_core.data.readers.questions import QuestionsCorpus
 
 @pytest.mark.parametrize("arm", nested.ARMS)
 def test_arms_change_memory_and_loops_alone(arm: str, tmp_path: Path) -> None:
-    whole, own = (nested.arm_recipe(name, 2, tmp_path) for name in ("memory_0", arm))
+    whole, own = (nested.STUDY.recipe_of(name, 2, tmp_path) for name in ("memory_0", arm))
     core: Any = own.model.core
     assert core.memory_tokens == own.data.memory_tokens == nested.ARMS[arm].memory_tokens
     changed = {"memory_tokens": 0, "loops": 4}
@@ -23,7 +23,7 @@ def test_arms_change_memory_and_loops_alone(arm: str, tmp_path: Path) -> None:
 
 
 def test_questions_of_all_depths_keep_those_of_training_apart(tmp_path: Path) -> None:
-    recipe = nested.arm_recipe("memory_0", 0, tmp_path)
+    recipe = nested.STUDY.recipe_of("memory_0", 0, tmp_path)
     trained = recipe.data.corpora[nested.CORPUS]
     asked = nested.deeper(recipe).data.corpora[nested.CORPUS]
     assert isinstance(trained, QuestionsCorpus)

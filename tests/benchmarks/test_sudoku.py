@@ -12,7 +12,7 @@ from benchmarks import sudoku
 
 @pytest.mark.parametrize("arm", sudoku.ARMS)
 def test_arms_change_one_thing(arm: str, tmp_path: Path) -> None:
-    whole, own = (sudoku.arm_recipe(name, 2, tmp_path) for name in ("canvas", arm))
+    whole, own = (sudoku.STUDY.recipe_of(name, 2, tmp_path) for name in ("canvas", arm))
     assert own.seed == 2
     same = whole.model_copy(update={"name": own.name})
     assert (own == same) == (arm == "canvas")

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.packing import PackedSplit, chosen
 from valkyrie_core.data.readers.questions import QuestionsCorpus
-from valkyrie_core.errors import CheckpointError, UsageError
+from valkyrie_core.errors import UsageError
 from valkyrie_core.evaluate.calibrate import THRESHOLDS, highest, learn_then_test, rows_needed
 from valkyrie_core.evaluate.rules import full_depth, has_depths
 from valkyrie_core.evaluate.thinking import Said, Thought, said_by, think
 from valkyrie_core.inventory import RunPlace
+from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.halting import Confidence, ConfidenceConfig
 from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.report import CalibrateReport, CalibrationTest, TriedThreshold
 from valkyrie_core.runs.calibrated import FILE, Calibrated, checkpoint_hash
-from valkyrie_core.runs.training import tell_now_and_then
+from valkyrie_core.runs.texts import texts_of_training
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import load_run
 from valkyrie_core.train.storage import Storage
@@ -30,6 +31,52 @@ PASSES = 3
 """With the threshold and without, in turns; the fastest of each counts."""
 DOCUMENT_TOKENS = 512
 """Of a text, at most: the rows are documents, so more of them say more than longer ones."""
+
+
+class _Reader(NamedTuple):
+    """Reads splits of all of a run's corpora, each in its own way."""
+
+    model: Model
+    asks: list[bool]
+    """Of every corpus: whether it has questions; else it is text."""
+    context_len: int
+    precision: Precision
+
+    def read(
+        self, splits: Sequence[PackedSplit], threshold: float | None = None
+    ) -> list[Thought | Said]:
+        """What becomes of the splits where thought ends from a confidence on; None: never."""
+        rule = None if threshold is None else ConfidenceConfig(threshold=threshold)
+        return [
+            self._read_one(split, rule, asks) for split, asks in zip(splits, self.asks, strict=True)
+        ]
+
+    def _read_one(
+        self, split: PackedSplit, rule: ConfidenceConfig | None, asks: bool
+    ) -> Thought | Said:
+        model, length, precision = self.model, self.context_len, self.precision
+        if isinstance(model, Canvas) or asks:
+            return think(model, split, rule=rule, context_len=length, precision=precision)
+        return said_by(model, split, rule=rule, context_len=length, precision=precision)
+
+    def test(self, splits: Sequence[PackedSplit], threshold: float | None) -> CalibrationTest:
+        """What a threshold saves and costs, beside full depth."""
+        times: dict[bool, list[float]] = {False: [], True: []}
+        pairs = {}
+        for number in range(2 * PASSES):
+            early = bool(number % 2)
+            pairs[early] = self.read(splits, threshold if early else None)
+            times[early].append(sum(one.seconds for one in pairs[early]))
+        losses = _losses(pairs[False], pairs[True])
+        return CalibrationTest(
+            rows=min(map(len, losses)),
+            risk=highest(losses),
+            score=_share(pairs[True]),
+            full_score=_share(pairs[False]),
+            reasoning_steps=_mean_steps(pairs[True]),
+            seconds=min(times[True]),
+            full_seconds=min(times[False]),
+        )
 
 
 def calibrate_run(
@@ -43,58 +90,28 @@ def calibrate_run(
 ) -> CalibrateReport:
     """See `valkyrie_core.runs.calibrate`."""
     began = time.perf_counter()
-    loaded = load_run(place.path)
-    model, recipe = loaded.model, loaded.recipe
+    run = load_run(place.path)
+    model, recipe = run.model, run.recipe
     _check_confidence(model)
-    dataset = prepare(recipe.data, tokenizer=loaded.tokenizer, progress=tell_now_and_then())
-    if dataset.fingerprint != loaded.checkpoint.meta["data_fingerprint"]:
-        raise CheckpointError(
-            "the texts are not those that the run was trained on: it may have read what it is "
-            "asked to predict",
-            hint="put the texts back as they were, or train again",
-        )
+    dataset = texts_of_training(run)
     precision = resolve_precision(recipe.train.precision, model.embedding.weight.device)
     asks = [isinstance(one, QuestionsCorpus) for one in recipe.data.corpora.values()]
-    context_len = recipe.train.longest_context
-
-    def read(
-        splits: Sequence[PackedSplit], rule: ConfidenceConfig | None = None
-    ) -> list[Thought | Said]:
-        found: list[Thought | Said] = []
-        for split, questions in zip(splits, asks, strict=True):
-            if isinstance(model, Canvas) or questions:
-                one: Thought | Said = think(
-                    model, split, rule=rule, context_len=context_len, precision=precision
-                )
-            else:
-                one = said_by(model, split, rule=rule, context_len=context_len, precision=precision)
-            found.append(one)
-        return found
-
+    reader = _Reader(model, asks, recipe.train.longest_context, precision)
     held_out = [corpus.validation for corpus in dataset.corpora.values()]
     most = [None if questions else DOCUMENT_TOKENS for questions in asks]
     calibration, test = _halves(held_out, seed, most)
-    full = read(calibration)
+    full = reader.read(calibration)
 
     def losses_at(threshold: float) -> tuple[list[list[float]], float]:
         if progress is not None:
-            place_of = THRESHOLDS.index(threshold)
-            progress("thresholds", place_of + 1, len(THRESHOLDS))
-        early = read(calibration, ConfidenceConfig(threshold=threshold))
+            progress("thresholds", THRESHOLDS.index(threshold) + 1, len(THRESHOLDS))
+        early = reader.read(calibration, threshold)
         return _losses(full, early), _mean_steps(early)
 
     found = learn_then_test(THRESHOLDS, losses_at, risk=risk, delta=delta)
-    rule = None if found.threshold is None else ConfidenceConfig(threshold=found.threshold)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    pairs = {}
-    for number in range(2 * PASSES):
-        with_rule = bool(number % 2)
-        pairs[with_rule] = read(test, rule if with_rule else None)
-        times[with_rule].append(sum(one.seconds for one in pairs[with_rule]))
-    losses = _losses(pairs[False], pairs[True])
     report = CalibrateReport(
         run=place.name,
-        step=loaded.checkpoint.step,
+        step=run.checkpoint.step,
         risk=risk,
         delta=delta,
         unit="question" if all(asks) else "document",
@@ -112,22 +129,15 @@ def calibrate_run(
             )
             for one in found.tried
         ],
-        test=CalibrationTest(
-            rows=min(map(len, losses)),
-            risk=highest(losses),
-            score=_share(pairs[True]),
-            full_score=_share(pairs[False]),
-            reasoning_steps=_mean_steps(pairs[True]),
-            seconds=min(times[True]),
-            full_seconds=min(times[False]),
-        ),
+        test=reader.test(test, found.threshold),
         seconds=time.perf_counter() - began,
     )
     if save:
+        threshold = found.threshold
         kept = Calibrated(
-            checkpoint=checkpoint_hash(loaded.checkpoint),
+            checkpoint=checkpoint_hash(run.checkpoint),
             precision=precision,
-            rule=rule,
+            rule=None if threshold is None else ConfidenceConfig(threshold=threshold),
             risk=risk,
             delta=delta,
         )

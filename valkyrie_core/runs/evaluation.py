@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from valkyrie_core.cache import cache_dir
-from valkyrie_core.data.dataset import prepare
+from valkyrie_core.data.dataset import Dataset
 from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.data.tokenizer import Tokenizer
-from valkyrie_core.errors import CheckpointError, UsageError
+from valkyrie_core.errors import UsageError
 from valkyrie_core.evaluate import corpora
 from valkyrie_core.evaluate.answers import Answered, answered
 from valkyrie_core.evaluate.bits import Context
@@ -20,6 +21,7 @@ from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.weights import rounded
+from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import (
     Accuracy,
     CorpusScore,
@@ -28,15 +30,72 @@ from valkyrie_core.report import (
     ThinkingScore,
     Weights,
 )
+from valkyrie_core.runs.calibrated import Calibrated
 from valkyrie_core.runs.halting import asked_rule, check_depths
 from valkyrie_core.runs.talk import precision_of
+from valkyrie_core.runs.texts import texts_of_training
 from valkyrie_core.runs.thinking import thinking_of
-from valkyrie_core.runs.training import tell_now_and_then
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import load_run
 
 LEAST_FOR_XZ = 1024
 """Bytes of text; of less an .xz file is mostly its headers."""
+
+
+class _Asking(NamedTuple):
+    """How everything is asked of a model."""
+
+    recipe: Recipe
+    dataset: Dataset
+    tokenizer: Tokenizer
+    context: Context
+    progress: Callable[[str, int, int], None] | None
+    rule: Rule | None
+    """What ends thought early; None: nothing."""
+    calibrated: Calibrated | None
+    """The promise, where the rule is that of it."""
+    trained_depth: int
+    memory: float | None
+    """The cosine from which on a remembered answer is tried; None: there is no memory."""
+
+    def scores(self, model: Model, precision: Precision) -> dict[str, corpora.CorpusScore]:
+        """The likelihood of every corpus's held-out text."""
+        return corpora.score_corpora(
+            model,
+            self.dataset,
+            context_len=self.recipe.train.longest_context,
+            context=self.context,
+            precision=precision,
+            cache_dir=cache_dir(),
+            progress=self.progress,
+        )
+
+    def report(
+        self, model: Model, name: str, score: corpora.CorpusScore, fp32_bpb: float | None
+    ) -> CorpusScore:
+        """All that is known of one corpus, whose likelihood was scored."""
+        corpus = self.recipe.data.corpora[name]
+        split = self.dataset.corpora[name].validation
+        precision, context_len = score.precision, score.context_len
+        accuracy = memory = None
+        if isinstance(corpus, QuestionsCorpus):
+            accuracy = _accuracy(
+                answered(model, corpus, split, context_len=context_len, precision=precision)
+            )
+        thinking = thinking_of(
+            model,
+            split,
+            questions=isinstance(corpus, QuestionsCorpus),
+            context_len=context_len,
+            precision=precision,
+            rule=self.rule,
+            calibrated=self.calibrated,
+            trained_depth=self.trained_depth,
+        )
+        if self.memory is not None and isinstance(corpus, QuestionsCorpus):
+            assert isinstance(model, Canvas)
+            memory = _remembered(model, self.tokenizer, corpus, self.memory, self.rule, precision)
+        return _report(score, fp32_bpb, accuracy, thinking, memory)
 
 
 def evaluate_run(
@@ -52,17 +111,11 @@ def evaluate_run(
 ) -> EvalReport:
     """See `valkyrie_core.runs.evaluate`."""
     began = time.perf_counter()
-    loaded = load_run(place.path)
-    model, tokenizer, recipe, checkpoint = loaded
-    dataset = prepare(recipe.data, tokenizer=tokenizer, progress=tell_now_and_then())
-    if dataset.fingerprint != checkpoint.meta["data_fingerprint"]:
-        raise CheckpointError(
-            "the texts are not those that the run was trained on: it may have read what it is "
-            "asked to predict",
-            hint="put the texts back as they were, or train again",
-        )
+    run = load_run(place.path)
+    model, recipe = run.model, run.recipe
+    dataset = texts_of_training(run)
     check_depths(model, halt, min_depth, max_depth)
-    rule, calibrated = asked_rule(place, loaded, halt, min_depth)
+    rule, calibrated = asked_rule(place, run, halt, min_depth)
     if memory is not None and not isinstance(model, Canvas):
         raise UsageError(
             "the memory of answers is a canvas's, and the run's model is none",
@@ -76,78 +129,38 @@ def evaluate_run(
     if weights != "fp32" or max_depth is not None or not kept:
         # the promise is about these weights as they were computed with, at full depth
         calibrated = None
-    trained_depth = full_depth(model)
-
-    def score(model: Model, precision: Precision) -> dict[str, corpora.CorpusScore]:
-        return corpora.score_corpora(
-            model,
-            dataset,
-            context_len=recipe.train.longest_context,
-            context=context,
-            precision=precision,
-            cache_dir=cache_dir(),
-            progress=progress,
-        )
-
+    asking = _Asking(
+        recipe,
+        dataset,
+        run.tokenizer,
+        context,
+        progress,
+        rule,
+        calibrated,
+        trained_depth=full_depth(model),
+        memory=memory,
+    )
     # what the format costs is measured, so the weights as trained are scored first
     with thinking_up_to(model, max_depth):
-        as_trained = None if weights == "fp32" else score(model, "fp32")
+        as_trained = None if weights == "fp32" else asking.scores(model, "fp32")
     used = rounded(model, weights, precision)
     with thinking_up_to(used, max_depth):
-        scores = score(used, precision)
-        first = next(iter(scores.values()))
-        asked = {
-            name: _accuracy(
-                answered(
-                    used,
-                    corpus,
-                    dataset.corpora[name].validation,
-                    context_len=first.context_len,
-                    precision=precision,
-                )
-            )
-            for name, corpus in recipe.data.corpora.items()
-            if isinstance(corpus, QuestionsCorpus)
+        scores = asking.scores(used, precision)
+        found = {
+            name: asking.report(used, name, score, as_trained[name].bpb if as_trained else None)
+            for name, score in scores.items()
         }
-        thought = {
-            name: thinking_of(
-                used,
-                dataset.corpora[name].validation,
-                questions=isinstance(corpus, QuestionsCorpus),
-                context_len=first.context_len,
-                precision=precision,
-                rule=rule,
-                calibrated=calibrated,
-                trained_depth=trained_depth,
-            )
-            for name, corpus in recipe.data.corpora.items()
-        }
-        remembered = {}
-        if memory is not None and isinstance(used, Canvas):
-            remembered = {
-                name: _remembered(used, tokenizer, corpus, memory, rule, precision)
-                for name, corpus in recipe.data.corpora.items()
-                if isinstance(corpus, QuestionsCorpus)
-            }
+    first = next(iter(scores.values()))
     return EvalReport(
         run=place.name,
-        step=checkpoint.step,
+        step=run.checkpoint.step,
         parameters=model.num_parameters(),
         context=first.context,
         context_len=first.context_len,
         precision=first.precision,
         weights=weights,
         seconds=time.perf_counter() - began,
-        corpora={
-            name: _report(
-                score,
-                as_trained[name].bpb if as_trained else None,
-                asked.get(name),
-                thought[name],
-                remembered.get(name),
-            )
-            for name, score in scores.items()
-        },
+        corpora=found,
     )
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from valkyrie_core.data.cache import write_synced
-from valkyrie_core.data.dataset import prepare
 from valkyrie_core.data.tokenizer import Tokenizer
 from valkyrie_core.errors import CheckpointError, ResourceError, UsageError
 from valkyrie_core.evaluate.long_text import read_utf8, tokenised
@@ -34,7 +33,7 @@ from valkyrie_core.report import (
     LayerExperts,
     RouterSaturation,
 )
-from valkyrie_core.runs.training import tell_now_and_then
+from valkyrie_core.runs.texts import texts_of_training
 from valkyrie_core.train.checkpoint import list_checkpoints, verify
 from valkyrie_core.train.device import resolve_precision
 from valkyrie_core.train.load import LoadedLM, load_language_model
@@ -156,13 +155,7 @@ def _reading(run: LoadedLM, files: Sequence[Path], tokens: int, told: Progress |
 
 
 def _validation(run: LoadedLM) -> list[Source]:
-    dataset = prepare(run.recipe.data, tokenizer=run.tokenizer, progress=tell_now_and_then())
-    if dataset.fingerprint != run.checkpoint.meta["data_fingerprint"]:
-        raise CheckpointError(
-            "the texts are not those that the run was trained on: it may have read what it is "
-            "asked about",
-            hint="put the texts back as they were, or name others with --text FILE",
-        )
+    dataset = texts_of_training(run, otherwise="name others with --text FILE")
     return [of_split(name, corpus.validation) for name, corpus in dataset.corpora.items()]
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from valkyrie_core.report import PlanReport
-    from valkyrie_core.report.plan import DeviceEstimate
+    from valkyrie_core.report.plan import Crossover, DeviceEstimate
 
 
 def human_bytes(size: float | None) -> str:
@@ -32,13 +32,14 @@ def human_bytes(size: float | None) -> str:
 def draw_plan(report: PlanReport, console: Console) -> None:
     """A few tables, what is exact before what is estimated."""
     console.print(
-        f"{safe_line(report.recipe)}: {report.layers} layers, "
+        f"{safe_line(report.recipe)}: {report.layers} layer{'s' * (report.layers != 1)}, "
         f"{report.parameters.total:,} parameters{_active(report)}, {report.steps:,} steps of "
         f"{report.tokens_per_step:,} tokens, {report.precision}"
     )
     _draw_parts(report, console)
     _draw_memory(report, console)
-    _draw_lengths(report, console)
+    if report.crossover is not None:
+        _draw_lengths(report, report.crossover, console)
     _draw_seconds(report, console)
     _draw_fit(report, console)
     if report.names_fit:
@@ -55,10 +56,14 @@ def _active(report: PlanReport) -> str:
 
 
 def _draw_parts(report: PlanReport, console: Console) -> None:
+    length = f"{report.flops_per_token.context_len:,}"
+    decoding, title = "decoding FLOPs", f"Per token, at a context of {length}"
+    if report.crossover is None:
+        decoding, title = "answering FLOPs", f"Per cell of {length}: a step, and a whole answer"
     table = make_table(
-        *("part", "parameters", "training FLOPs", "share", "decoding FLOPs"),
-        title=f"Per token, at a context of {report.flops_per_token.context_len:,}",
-        right=["parameters", "training FLOPs", "share", "decoding FLOPs"],
+        *("part", "parameters", "training FLOPs", "share", decoding),
+        title=title,
+        right=["parameters", "training FLOPs", "share", decoding],
     )
     flops = report.flops_per_token
     for part, count in report.parameters.by_part.items():
@@ -105,7 +110,7 @@ def _draw_memory(report: PlanReport, console: Console) -> None:
     console.print(table)
 
 
-def _draw_lengths(report: PlanReport, console: Console) -> None:
+def _draw_lengths(report: PlanReport, crossover: Crossover, console: Console) -> None:
     table = make_table(
         *("context", "KV cache", "recurrent state", "decoding FLOPs", "all attention"),
         title="One sequence, one more token (fp32)",
@@ -122,7 +127,6 @@ def _draw_lengths(report: PlanReport, console: Console) -> None:
             human_count(float(flops.attention)),
         )
     console.print(table)
-    crossover = report.crossover
     console.print(f"All attention: {crossover.twin}.")
     if crossover.flops is not None or crossover.bytes is not None:
         console.print(
@@ -139,26 +143,37 @@ def _since(tokens: int | None) -> str:
 
 
 def _draw_seconds(report: PlanReport, console: Console) -> None:
-    columns = ("device", "step at peak", "step", "recipe", "decode", "needs", "fits")
-    table = make_table(*columns, title="Time, estimated", right=columns[1:6])
+    decodes = report.crossover is not None
+    columns = ["device", "step at peak", "step", "recipe", "needs", "fits"]
+    columns[4:4] = ["decode"] * decodes
+    table = make_table(*columns, title="Time, estimated", right=columns[1:-1])
     for one in report.seconds:
         table.add_row(
             safe_line(one.name) + ("" if one.published else " (here)"),
             _duration(one.step_at_peak),
             _duration(one.step),
             _duration(one.recipe),
-            f"{human_count(one.decode_tokens_per_second)} tok/s",
+            *_speed(one),
             human_bytes(one.needed),
             _fits(one),
         )
     console.print(table)
     here, *others = report.seconds
-    console.print(f"Here ({report.threads} threads, {here.precision}): {here.basis}.")
+    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    console.print(f"Here ({threads}, {here.precision}): {here.basis}.")
     if others:
         console.print(f"Others (bf16): {others[0].basis}.")
         console.print("Their needs are those of tensors: a driver's own memory comes on top.")
-    console.print("Decoding: an upper bound, weights and state read once per token by all memory.")
+    if decodes:
+        console.print(
+            "Decoding: an upper bound, weights and state read once per token by all memory."
+        )
     console.print()
+
+
+def _speed(one: DeviceEstimate) -> list[str]:
+    speed = one.decode_tokens_per_second
+    return [] if speed is None else [f"{human_count(speed)} tok/s"]
 
 
 def _duration(seconds: float) -> str:

@@ -92,3 +92,15 @@ def test_help_has_examples(cli: Cli) -> None:
     outcome = cli("plan", "--help")
     assert outcome.code == 0
     assert "valkyrie plan quickstart --memory" in outcome.out
+
+
+def test_a_canvas_decodes_nothing(cli: Cli, cache: Path) -> None:
+    canvas = str(TINY.with_name("canvas.yaml"))
+    report = cli("plan", canvas, "--json").json
+    assert report["crossover"] is None
+    assert report["bytes"]["states"] == report["flops_per_token"]["decode_by_length"] == []
+    assert {one["decode_tokens_per_second"] for one in report["seconds"]} == {None}
+    drawn = cli("plan", canvas).out
+    assert "answering FLOPs" in drawn
+    for word in ("KV cache", "decod", "tok/s", "1 layers"):
+        assert word not in drawn

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from valkyrie_core.machine.hardware import Precision
+from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.models import Model
 from valkyrie_core.plan import disk, fit, flops
 from valkyrie_core.plan.depth import Depths, StepEstimator
@@ -123,9 +124,14 @@ def _flops(recipe: Recipe, model: Model, repeated: int) -> FlopsPerToken:
                 flops=sum(flops.decoding_flops(model, tokens).values()),
                 attention=sum(flops.decoding_flops(twin, tokens).values()),
             )
-            for tokens in LENGTHS
+            for tokens in _lengths(model)
         ],
     )
+
+
+def _lengths(model: Model) -> tuple[int, ...]:
+    """At which decoding is told of; a canvas's answers have one length."""
+    return () if isinstance(model, Canvas) else LENGTHS
 
 
 def _bytes(
@@ -145,7 +151,7 @@ def _bytes(
         kept=disk.kept(recipe),
     )
     states = []
-    for tokens in LENGTHS:
+    for tokens in _lengths(model):
         cache, recurrent = flops.state_bytes(model, tokens)
         states.append(StateBytes(tokens=tokens, kv_cache=cache, recurrent=recurrent))
     return PlanBytes(
@@ -163,7 +169,9 @@ def _bytes(
     )
 
 
-def _crossover(recipe: Recipe, model: Model) -> Crossover:
+def _crossover(recipe: Recipe, model: Model) -> Crossover | None:
+    if isinstance(model, Canvas):
+        return None
     twin = attention_twin(recipe.model)
     if not twin.replaced:
         return Crossover(twin="itself: every layer is full attention", flops=None, bytes=None)
@@ -219,8 +227,9 @@ def _seconds(
             basis=basis,
             recipe=_whole(seconds, recipe.train.steps),
             # no format is read here but fp32; a GPU would decode in bf16
-            decode_tokens_per_second=rates.bytes_per_second
-            / (moved / 2 if device in PUBLISHED else moved),
+            decode_tokens_per_second=None
+            if isinstance(model, Canvas)
+            else rates.bytes_per_second / (moved / 2 if device in PUBLISHED else moved),
             memory=device.memory,
             needed=taken,
             fits=taken <= device.memory if known and taken and device.memory else None,

@@ -26,7 +26,7 @@ class MixerFlops(Part):
     train: int
     """Forward and backward, as computed."""
     decode: int
-    """Of the last token of the context."""
+    """Of the last token of the context; of a canvas: of a cell, after all steps."""
 
 
 class DecodeFlops(Part):
@@ -50,11 +50,11 @@ class FlopsPerToken(Part):
     recomputed: int
     """What activation checkpointing adds, where the recipe asks for it."""
     decode: int
-    """One token, all others of the context read before."""
+    """One token, all others of the context read before; of a canvas: a cell, after all steps."""
     by_mixer: dict[str, MixerFlops]
     """By type of mixer, and the head."""
     decode_by_length: list[DecodeFlops]
-    """At 1k to 128k tokens."""
+    """At 1k to 128k tokens; empty for a canvas, which decodes nothing."""
 
 
 class ActivationBytes(Part):
@@ -98,7 +98,7 @@ class PlanBytes(Part):
     """The most that the training process takes, predicted: tensors, what the heap wastes between
     them, and what is held."""
     states: list[StateBytes]
-    """Per sequence, at 1k to 128k tokens."""
+    """Per sequence, at 1k to 128k tokens; empty for a canvas, which remembers nothing."""
     weights_read: int
     """Weights that one decoded token reads, in fp32."""
     checkpoint: int
@@ -140,8 +140,9 @@ class DeviceEstimate(Part):
     """What the estimate rests on."""
     recipe: float
     """Seconds of all steps, without validations and checkpoints."""
-    decode_tokens_per_second: float
-    """An upper bound: weights and state read once per token, after a context of the recipe's."""
+    decode_tokens_per_second: float | None
+    """An upper bound: weights and state read once per token, after a context of the recipe's;
+    None for a canvas, which answers as a whole."""
     memory: int | None
     """Bytes that the device has (here: that are free)."""
     needed: int | None
@@ -195,7 +196,8 @@ class PlanReport(Report):
     parameters: ParameterCounts
     flops_per_token: FlopsPerToken
     bytes: PlanBytes
-    crossover: Crossover
+    crossover: Crossover | None
+    """None for a canvas: the length of its answers is fixed."""
     seconds: list[DeviceEstimate]
     """This machine first, then devices by name."""
     fit: MemoryFit | None

@@ -12,6 +12,7 @@ VOCAB = 23
 RWKV = {"type": "rwkv7", "head_dim": 8, "decay_rank": 3, "rate_rank": 4, "gate_rank": 5}
 MIXERS: dict[str, dict[str, Any]] = {
     "rwkv7": RWKV,
+    "rwkv7-signed": {**RWKV, "eigenvalues": "signed"},
     "attention": {"type": "attention", "num_heads": 4},
     "attention-gqa": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
     "attention-nope": {"type": "attention", "num_heads": 2, "position": {"type": "none"}},

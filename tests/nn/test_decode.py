@@ -51,7 +51,10 @@ def odd_config(**changes: Any) -> ModelConfig:
     """Sizes that are no multiple of anything; heads of 12 and 20, a width that is not of 16."""
     blocks = {
         "r": {
-            "mixer": {"type": "rwkv7", "head_dim": 12, "decay_rank": 5, "rate_rank": 7},
+            "mixer": {
+                **{"type": "rwkv7", "head_dim": 12, "decay_rank": 5, "rate_rank": 7},
+                "eigenvalues": "signed",
+            },
             "ffn": {"type": "channel_mix", "hidden_dim": 37},
         },
         "a": {

@@ -20,14 +20,34 @@ from valkyrie_core.nn.rwkv_checkpoint import load_rwkv7, our_name, rwkv7_tensors
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_pure_model_equals_the_numpy_twin(layers: int) -> None:
-    model = awake(model_config("rwkv7", "channel_mix", layers=layers))
+@pytest.mark.parametrize("mixer", ["rwkv7", "rwkv7-signed"])
+def test_pure_model_equals_the_numpy_twin(mixer: str, layers: int) -> None:
+    model = awake(model_config(mixer, "channel_mix", layers=layers))
     weights = {n: x.numpy() for n, x in rwkv7_tensors(model).items()}
     tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     with torch.no_grad():
         ours = model(torch.tensor([tokens]), model.init_state(1)).logits_BTV[0].numpy()
-    theirs = twin.model(tokens, weights, layers, head_dim=8)
+    theirs = twin.model(tokens, weights, layers, head_dim=8, signed=mixer == "rwkv7-signed")
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_eigenvalues_reach_what_they_may_and_no_more(signed: bool) -> None:
+    """Of diag(w) - (rate * kk) kk^T; similar to a symmetric matrix, so they are real."""
+    draw = np.random.default_rng(0)
+    least = []
+    for strength in (0.3, 0.9, 1.0):
+        for _ in range(200):
+            decay = draw.uniform(math.exp(-math.exp(-0.5)), 1, 16)
+            kk = draw.normal(size=16)
+            kk /= np.linalg.norm(kk)
+            rate = strength * (1 + decay if signed else np.ones(16))
+            found = np.linalg.eigvals(np.diag(decay) - np.outer(rate * kk, kk))
+            assert np.abs(found.imag).max() < 1e-9
+            assert found.real.max() <= 1 + 1e-9
+            least.append(found.real.min())
+    assert min(least) == pytest.approx(-1 if signed else 0, abs=0.5 if not signed else 1e-6)
+    assert (min(least) < -0.9) == signed
 
 
 def test_author_checkpoint_round_trip(tmp_path: Path) -> None:

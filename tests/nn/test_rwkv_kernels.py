@@ -126,22 +126,25 @@ def run(
     *,
     first: bool,
     dtype: torch.dtype,
+    signed: bool = False,
 ) -> list[Tensor]:
     """The outputs, and the gradients of all that goes in."""
     rows, vectors, state = problem(*sizes, first=first, dtype=dtype)
-    outputs = list(function(rows, vectors, state, doc))
+    outputs = list(function(rows, vectors, state, doc, signed=signed))
     inputs = [x for x in (*rows, *vectors, state) if x is not None]
     return [*outputs, *gradients(outputs, inputs)]
 
 
 @pytest.mark.parametrize("H", [4, 8, 16, 48, 64])
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("first", [False, True])
-def test_time_mix_equals_its_twin(isa: str, H: int, packed: bool, first: bool) -> None:
+@pytest.mark.parametrize(("first", "signed"), [(False, False), (True, False), (False, True)])
+def test_time_mix_equals_its_twin(
+    isa: str, H: int, packed: bool, first: bool, signed: bool
+) -> None:
     sizes = (2, 75, 2, H)
     doc = documents(2, 75) if packed else None
-    exact = run(time_mix_naive, sizes, doc, first=first, dtype=torch.float64)
-    single = run(time_mix, sizes, doc, first=first, dtype=torch.float32)
+    exact = run(time_mix_naive, sizes, doc, first=first, dtype=torch.float64, signed=signed)
+    single = run(time_mix, sizes, doc, first=first, dtype=torch.float32, signed=signed)
     for want, got in zip(exact, single, strict=True):
         assert got.dtype == torch.float32
         close(got, want, 2e-5)

@@ -30,7 +30,7 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
 
 
 def time_mix(
-    x: Array, w: dict[str, Array], head_dim: int, v_first: Array | None
+    x: Array, w: dict[str, Array], head_dim: int, v_first: Array | None, *, signed: bool = False
 ) -> tuple[Array, Array]:
     """One sequence [T, C] through a time mix; `w` holds the author's names."""
     _, C = x.shape
@@ -56,8 +56,11 @@ def time_mix(
         kk = k[:, h] * w["k_k"][h]
         kk = kk / np.linalg.norm(kk, axis=-1, keepdims=True)
         kh = k[:, h] * (1 + (a[:, h] - 1) * w["k_a"][h])
+        removed = kk * a[:, h]
+        if signed:
+            removed = removed * (1 + np.exp(log_decay[:, h]))
         y, _ = wkv7(
-            r[:, h], log_decay[:, h], kh, v[:, h], -kk, kk * a[:, h], np.zeros((head_dim,) * 2)
+            r[:, h], log_decay[:, h], kh, v[:, h], -kk, removed, np.zeros((head_dim,) * 2)
         )
         y = layer_norm(y, weight[h], bias[h], 64e-5)
         heads.append(y + (r[:, h] * kh * w["r_k"][n]).sum(-1, keepdims=True) * v[:, h])
@@ -70,7 +73,9 @@ def channel_mix(x: Array, w: dict[str, Array]) -> Array:
     return np.maximum(hidden, 0) ** 2 @ w["value.weight"].T
 
 
-def model(tokens: list[int], w: dict[str, Array], layers: int, head_dim: int) -> Array:
+def model(
+    tokens: list[int], w: dict[str, Array], layers: int, head_dim: int, *, signed: bool = False
+) -> Array:
     """Logits [T, V] of a whole model; `w` is a checkpoint by the author's full names."""
 
     def part(prefix: str) -> dict[str, Array]:
@@ -87,7 +92,11 @@ def model(tokens: list[int], w: dict[str, Array], layers: int, head_dim: int) ->
     v_first: Array | None = None
     for i in range(layers):
         y, v_first = time_mix(
-            norm(x, f"blocks.{i}.ln1"), part(f"blocks.{i}.att."), head_dim, v_first
+            norm(x, f"blocks.{i}.ln1"),
+            part(f"blocks.{i}.att."),
+            head_dim,
+            v_first,
+            signed=signed,
         )
         x = x + y
         x = x + channel_mix(norm(x, f"blocks.{i}.ln2"), part(f"blocks.{i}.ffn."))

@@ -50,7 +50,8 @@ class TimeMix(ctypes.Structure):
     """RWKV-7's time mix."""
 
     _fields_ = [
-        *((name, _int) for name in ("dim", "heads", "head_dim", "layer_has_residual")),
+        *((name, _int) for name in ("dim", "heads", "head_dim")),
+        *((name, _int) for name in ("layer_has_residual", "is_signed")),
         ("norm", Norm),
         ("mix", _pointer * 6),
         *((name, Matrix) for name in ("receptance", "key", "value", "output")),

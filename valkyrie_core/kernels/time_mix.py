@@ -64,31 +64,33 @@ class Vectors(NamedTuple):
 
 
 def time_mix(
-    rows: Rows, vectors: Vectors, state: Tensor, doc_BT: Tensor | None
+    rows: Rows, vectors: Vectors, state: Tensor, doc_BT: Tensor | None, *, signed: bool = False
 ) -> tuple[Tensor, Tensor]:
     """From the matrices' outputs to the input of the last matrix.
 
     Args:
         state: [B, N, H, H] as [value, key]; its shape says how wide a head is.
         doc_BT: as in `wkv7`.
+        signed: lets the rate reach 1 + decay instead of 1, so that the transition's smallest
+            eigenvalue reaches -1 instead of the decay less 1.
 
     Returns:
         [B, T, D] in the type of the rows, and the state after the last token.
     """
     head_dim = state.shape[-1]
     if not _native_serves(rows.r, head_dim):
-        return time_mix_naive(rows, vectors, state, doc_BT)
+        return time_mix_naive(rows, vectors, state, doc_BT, signed=signed)
     dtype = rows.r.dtype
     same = [None if x is None else x.to(dtype).contiguous() for x in rows]
     flat = [None if x is None else x.float().flatten() for x in vectors]
     flags_BT = None if doc_BT is None else flags(doc_BT, rows.r)
     save = torch.is_grad_enabled()
-    z, final, *_ = _op(*same, *flat, state.float().contiguous(), flags_BT, head_dim, save)
+    z, final, *_ = _op(*same, *flat, state.float().contiguous(), flags_BT, head_dim, signed, save)
     return z, final
 
 
 def time_mix_naive(
-    rows: Rows, vectors: Vectors, state: Tensor, doc_BT: Tensor | None
+    rows: Rows, vectors: Vectors, state: Tensor, doc_BT: Tensor | None, *, signed: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The same in PyTorch operations, with whichever WKV-7 there is."""
     B, T, D = rows.r.shape
@@ -104,6 +106,8 @@ def time_mix_naive(
         v = v + (rows.v_first - v) * torch.sigmoid(vectors.v0 + rows.share)
     kk = F.normalize(heads(k * vectors.k_k), dim=-1)
     k = k * (1 + (rate - 1) * vectors.k_a)
+    if signed:
+        rate = rate * (1 + log_decay.exp())
     r, log_decay, k, v, rate = (heads(x) for x in (rows.r, log_decay, k, v, rate))
     y, state = wkv7(r, log_decay, k, v, -kk, kk * rate, state, doc_BT)
     y = F.layer_norm(y, (H,), eps=GROUP_NORM_EPS).reshape(B, T, D)
@@ -128,12 +132,14 @@ _VECTORS = (
     "Tensor bias"
 )
 _library.define(  # type: ignore[no-untyped-call]
-    f"time_mix({_ROWS}, {_VECTORS}, Tensor state, Tensor? flags_BT, int head_dim, bool save) "
+    f"time_mix({_ROWS}, {_VECTORS}, Tensor state, Tensor? flags_BT, int head_dim, "
+    "bool signed, bool save) "
     "-> (Tensor, Tensor, Tensor[])",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _library.define(  # type: ignore[no-untyped-call]
-    f"time_mix_backward({_ROWS}, {_VECTORS}, Tensor? flags_BT, int head_dim, Tensor[] saved, "
+    f"time_mix_backward({_ROWS}, {_VECTORS}, Tensor? flags_BT, int head_dim, "
+    "bool signed, Tensor[] saved, "
     "Tensor dz, Tensor d_final) -> Tensor[]",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -142,7 +148,7 @@ _library.define(  # type: ignore[no-untyped-call]
 @torch.library.impl(_library, "time_mix", "CPU")
 def _forward(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """z, the final state, and with `save` what the backward pass needs."""
-    rows, vectors, (state, flags_BT, head_dim, save) = args[:8], args[8:16], args[16:]
+    rows, vectors, (state, flags_BT, head_dim, signed, save) = args[:8], args[8:16], args[16:]
     r = rows[0]
     B, T, D = r.shape
     N = D // head_dim
@@ -160,7 +166,7 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
         kept = [torch.empty_like(r), torch.empty_like(r, dtype=torch.float32), checkpoints]
     y, sa, checkpoints = (x.data_ptr() for x in kept) if save else (None, None, None)
     _native(head_dim).time_mix_forward(
-        *(_places(rows), _places(vectors), GROUP_NORM_EPS, r.dtype == torch.bfloat16),
+        *(_places(rows), _places(vectors), GROUP_NORM_EPS, signed, r.dtype == torch.bfloat16),
         *(build.pointer(flags_BT), state.data_ptr(), z.data_ptr(), y, final.data_ptr()),
         *(sa, checkpoints, B, T, N, torch.get_num_threads()),
     )
@@ -170,13 +176,14 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
 @torch.library.impl(_library, "time_mix_backward", "CPU")
 def _backward_native(*args: Any) -> list[Tensor]:
     """The gradients of rows, vectors and state; empty tensors for those that are not there."""
-    rows, vectors, (flags_BT, head_dim, saved, dz, d_final) = args[:8], args[8:16], args[16:]
+    rows, vectors, (flags_BT, head_dim, signed, *rest) = args[:8], args[8:16], args[16:]
+    saved, dz, d_final = rest
     y, sa, checkpoints = saved
     B, T, D = y.shape
     by_row = [y.new_empty(0) if x is None else torch.empty_like(x) for x in rows]
     sums, d_state = sa.new_empty(B, len(vectors), D), torch.empty_like(d_final)
     failed = _native(head_dim).time_mix_backward(
-        *(_places(rows), _places(vectors), GROUP_NORM_EPS, y.dtype == torch.bfloat16),
+        *(_places(rows), _places(vectors), GROUP_NORM_EPS, signed, y.dtype == torch.bfloat16),
         *(build.pointer(flags_BT), y.data_ptr(), dz.data_ptr(), sa.data_ptr()),
         *(checkpoints.data_ptr(), d_final.data_ptr(), _places(by_row), sums.data_ptr()),
         *(d_state.data_ptr(), B, T, D // head_dim, torch.get_num_threads()),
@@ -199,15 +206,15 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     p, integer, size, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
     sizes = (size, size, size, integer)
     lib.time_mix_forward.restype = None
-    lib.time_mix_forward.argtypes = [p, p, real, integer, *[p] * 7, *sizes]
+    lib.time_mix_forward.argtypes = [p, p, real, integer, integer, *[p] * 7, *sizes]
     lib.time_mix_backward.restype = integer
-    lib.time_mix_backward.argtypes = [p, p, real, integer, *[p] * 9, *sizes]
+    lib.time_mix_backward.argtypes = [p, p, real, integer, integer, *[p] * 9, *sizes]
     return lib
 
 
 @torch.library.register_fake("valkyrie::time_mix", lib=_library)  # type: ignore[untyped-decorator]
 def _(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    r, state, head_dim, save = args[0], args[16], args[18], args[19]
+    r, state, head_dim, save = args[0], args[16], args[18], args[20]
     B, T, D = r.shape
     z, final = torch.empty_like(r), torch.empty_like(state)
     if not save:
@@ -219,14 +226,14 @@ def _(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
 @torch.library.register_fake("valkyrie::time_mix_backward", lib=_library)  # type: ignore[untyped-decorator]
 def _(*args: Any) -> list[Tensor]:
     by_row = [args[0].new_empty([0]) if x is None else torch.empty_like(x) for x in args[:8]]
-    return [*by_row, *(torch.empty_like(args[8]) for _ in range(8)), torch.empty_like(args[20])]
+    return [*by_row, *(torch.empty_like(args[8]) for _ in range(8)), torch.empty_like(args[21])]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     # else what is kept for the backward pass would be given gradients of zeros
     ctx.set_materialize_grads(False)
     ctx.state_shape = inputs[16].shape
-    flags_BT, ctx.head_dim = inputs[17], inputs[18]
+    flags_BT, ctx.head_dim, ctx.signed = inputs[17:20]
     ctx.save_for_backward(*inputs[:16], flags_BT, *output[2])
 
 
@@ -240,12 +247,12 @@ def _backward(ctx: Any, dz: Tensor | None, d_final: Tensor | None, unused: Any) 
     if d_final is None:
         d_final = inputs[8].new_zeros(ctx.state_shape)
     grads = _backward_op(
-        *(*inputs, flags_BT, ctx.head_dim, saved),
+        *(*inputs, flags_BT, ctx.head_dim, ctx.signed, saved),
         *(dz.to(inputs[0].dtype).contiguous(), d_final.contiguous()),
     )
     return (
         *(None if x is None else g for x, g in zip(inputs, grads, strict=False)),
-        *(grads[16], None, None, None),
+        *(grads[16], None, None, None, None),
     )
 
 

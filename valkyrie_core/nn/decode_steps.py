@@ -84,7 +84,7 @@ class TimeMixStep(Native):
         mixes = (mixer.x_r, mixer.x_w, mixer.x_k, mixer.x_v, mixer.x_a, mixer.x_g)
         self._keep(
             kernel.TimeMix(
-                *(N * H, N, H, self.has_residual),
+                *(N * H, N, H, self.has_residual, mixer.signed),
                 norm=pack.norm(norm),
                 mix=(ctypes.c_void_p * 6)(*(pack.vector(mix) for mix in mixes)),
                 receptance=pack.matrix(mixer.receptance.weight),

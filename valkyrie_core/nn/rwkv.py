@@ -29,6 +29,10 @@ class RWKV7Config(Config):
     type: Literal["rwkv7"] = "rwkv7"
     head_dim: int = Field(default=64, ge=4)
     """Width of one head; `dim` must be a multiple of it."""
+    eigenvalues: Literal["positive", "signed"] = "positive"
+    """Of the state's transition. signed: the rate reaches 1 + decay instead of 1, so that they
+    reach -1 and never pass it: a state can be mirrored, which parity and groups need (Grazzi et
+    al. 2024, arXiv 2411.12537)."""
     decay_rank: int | None = Field(default=None, ge=1)
     """Rank of the decay's low-rank map; left out, the author's rule by width."""
     rate_rank: int | None = Field(default=None, ge=1)
@@ -90,6 +94,7 @@ class RWKV7(nn.Module):
     def __init__(self, dim: int, config: RWKV7Config, *, layer_idx: int, num_layers: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.signed = config.eigenvalues == "signed"
         self.num_heads = dim // config.head_dim
         self.receptance = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
@@ -174,7 +179,7 @@ class RWKV7(nn.Module):
         wkv_BNHH = state.wkv_BNHH
         if ctx.fresh_BT is not None:
             wkv_BNHH = wkv_BNHH.masked_fill(self._restarts(ctx), 0)
-        z_BTD, wkv_BNHH = time_mix(rows, vectors, wkv_BNHH, ctx.doc_BT)
+        z_BTD, wkv_BNHH = time_mix(rows, vectors, wkv_BNHH, ctx.doc_BT, signed=self.signed)
         return self.output(z_BTD), TimeMixState(last_BD, wkv_BNHH), ctx
 
     def cost(self, context_len: int, value_bytes: int = 4) -> Cost:

@@ -16,7 +16,7 @@ constexpr float kDecayScale = 0.60653065971263342f;  // exp(-1/2)
 constexpr float kGroupNormEps = 64e-5f;
 
 struct TimeMix {
-  int32_t dim, heads, head_dim, layer_has_residual;
+  int32_t dim, heads, head_dim, layer_has_residual, is_signed;
   Norm norm;
   const float* mix[6];  // x_r, x_w, x_k, x_v, x_a, x_g, padded to whole groups
   Matrix receptance, key, value, output;
@@ -146,7 +146,7 @@ inline void head(const TimeMix& m, int n, const float* r, const float* k, const 
     const Vec<W> rate = sigmoid<W>(load<W>(m.a0 + at + j) + load<W>(rate_in + j));
     const Vec<W> kk = load<W>(h.kk + j) * inverse;
     store<W>(h.kk + j, kk);
-    store<W>(h.b + j, kk * rate);
+    store<W>(h.b + j, m.is_signed ? kk * rate * (1.f + load<W>(h.w + j)) : kk * rate);
     store<W>(h.k + j, load<W>(k + j) * (1.f + (rate - 1.f) * load<W>(m.k_a + at + j)));
   }
   wkv<W>(H, in, out, r, h);

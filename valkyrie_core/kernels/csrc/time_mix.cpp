@@ -4,6 +4,7 @@
 //   log_decay = -c sigmoid(w0 + decay)       rate = sigmoid(a0 + rate row)       c = exp(-1/2)
 //   v' = v + (v_first - v) sigmoid(v0 + share)                 (left out in the first layer)
 //   kk = u / |u|, u = k k_k       k' = k (1 + (rate - 1) k_a)       a = -kk       b = kk rate
+//   b = kk rate (1 + decay)                                            (of signed eigenvalues)
 //
 // and after it, with x the group norm of y without its weights:
 //
@@ -37,6 +38,7 @@ struct TimeMix {
   Rows<E> in;
   const float* vectors[kVectors];  // from this head's first channel on
   float eps;
+  bool is_signed;
   E *z, *y;  // y is null where no gradients are wanted
   const E *dz;
   E *to[8];  // as Rows
@@ -71,6 +73,8 @@ struct TimeMix {
       store<W>(x.b + q, kk * speed);
     }
     ::decay(g, x.w);
+    if (is_signed)
+      for (int q = 0; q < H; q += W) store<W>(x.b + q, load<W>(x.b + q) * (1.f + load<W>(x.w + q)));
   }
 
   void fetch(size_t at) const {
@@ -161,12 +165,14 @@ struct TimeMix {
     for (int q = 0; q < H; q += W) {
       const V k = load<W>(in.k + at + q), speed = rate(at, q), k_a = vector(kKA, q);
       const V db = load<W>(d.b + q), dk = load<W>(d.k + q) + load<W>(more.k + q);
-      const V kk = -load<W>(x.a + q);
-      const V d_rate = (db * kk + dk * k * k_a) * speed * (1.f - speed);
+      const V kk = -load<W>(x.a + q), decay = load<W>(x.w + q);
+      const V reach = is_signed ? 1.f + decay : splat<W>(1.f);
+      const V d_log = load<W>(d.w + q) + (is_signed ? db * kk * speed * decay : splat<W>(0.f));
+      const V d_rate = (db * kk * reach + dk * k * k_a) * speed * (1.f - speed);
       // c sigmoid is -log_decay, which is not kept
       const V fast = sigmoid<W>(vector(kW0, q) + load<W>(in.decay + at + q));
-      const V d_decay = load<W>(d.w + q) * -kDecayScale * fast * (1.f - fast);
-      store<W>(d_kk + q, db * speed - load<W>(d.a + q));
+      const V d_decay = d_log * -kDecayScale * fast * (1.f - fast);
+      store<W>(d_kk + q, db * speed * reach - load<W>(d.a + q));
       store<W>(dk_own + q, dk + dk * (speed - 1.f) * k_a);
       store<W>(to[0] + at + q, load<W>(d.r + q) + load<W>(more.r + q));
       store<W>(to[3] + at + q, d_decay);
@@ -217,6 +223,7 @@ struct TimeMix {
 struct Call {
   void *const *rows, *const *vectors;
   float eps;
+  bool is_signed;
   int64_t D;
 
   template <typename E>
@@ -227,6 +234,7 @@ struct Call {
     for (int i = 0; i < kVectors; i++)
       io.vectors[i] = vectors[i] ? static_cast<const float*>(vectors[i]) + first_channel : nullptr;
     io.eps = eps;
+    io.is_signed = is_signed;
     return io;
   }
 };
@@ -264,21 +272,21 @@ extern "C" {
 
 // rows: r, k, v, decay, rate, share, v_first, gate; vectors: w0, a0, v0, k_k, k_a, r_k, weight, bias.
 // y, sa and checkpoints are null where no gradients are wanted.
-void time_mix_forward(void* const* rows, void* const* vectors, float eps, int bf16,
+void time_mix_forward(void* const* rows, void* const* vectors, float eps, int is_signed, int bf16,
                       const uint8_t* flags, const float* state, void* z, void* y, float* final,
                       float* sa, float* checkpoints, int64_t B, int64_t T, int64_t N,
                       int threads) {
-  const Call call{rows, vectors, eps, N * H};
+  const Call call{rows, vectors, eps, bool(is_signed), N * H};
   (bf16 ? forward<uint16_t> : forward<float>)(call, flags, state, z, y, final, sa, checkpoints, B,
                                               T, N, threads);
 }
 
 // to: the gradients of rows; sums: those of vectors, [B, 8, D]. Returns 1 where memory ran out.
-int time_mix_backward(void* const* rows, void* const* vectors, float eps, int bf16,
+int time_mix_backward(void* const* rows, void* const* vectors, float eps, int is_signed, int bf16,
                       const uint8_t* flags, void* y, const void* dz, const float* sa,
                       const float* checkpoints, const float* d_final, void* const* to, float* sums,
                       float* d_state, int64_t B, int64_t T, int64_t N, int threads) {
-  const Call call{rows, vectors, eps, N * H};
+  const Call call{rows, vectors, eps, bool(is_signed), N * H};
   return (bf16 ? backward<uint16_t> : backward<float>)(call, flags, y, dz, sa, checkpoints, d_final,
                                                        to, sums, d_state, B, T, N, threads);
 }

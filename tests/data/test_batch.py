@@ -12,7 +12,7 @@ from tests.data.helpers import write_stories
 from tests.data.test_dataset import chat_corpus, config
 from valkyrie_core.data.batch import IGNORED, BatchStream, LaneStream, _quotas
 from valkyrie_core.data.dataset import DataConfig, Dataset, PackedCorpus, prepare
-from valkyrie_core.data.packing import PackedSplit, SplitCounts
+from valkyrie_core.data.packing import PackedSplit, SplitCounts, chosen
 
 
 @pytest.fixture
@@ -179,6 +179,41 @@ def test_windows_without_a_target_are_skipped_and_all_others_drawn() -> None:
     assert set(drawn) == {3, 77, 78, 150}
     # each epoch draws each of them once: no target is drawn much more often than another
     assert max(drawn.values()) - min(drawn.values()) <= 2
+
+
+def test_labels_are_targets_where_there_are_any(tmp_path: Path) -> None:
+    corpus = {
+        "type": "questions",
+        "task": {"type": "group", "group": "s3", "lengths": [5, 9]},
+        "examples": 40,
+        "validation_examples": 6,
+    }
+    described = DataConfig.model_validate(
+        {"corpora": {"s3": corpus}, "tokenizer": {"type": "bytes"}}
+    )
+    data = prepare(described, cache=tmp_path)
+    packed = data.corpora["s3"]
+    assert packed.validation.labels is None
+    assert packed.train.labels is not None
+    assert chosen(packed.train, [1, 3]).labels is not None
+    asked = {one.prompt: one for one in described.corpora["s3"].training()}  # type: ignore[union-attr]
+    seen = 0
+    for step in range(30):
+        tokens, targets, docs = stream(data, batch_size=2, context_len=24).batch(step)
+        for row in range(2):
+            for document in set(docs[row].tolist()):
+                places = (docs[row] == document).nonzero().flatten().tolist()
+                one = asked.get(data.tokenizer.decode(tokens[row, places].tolist())[:-2])
+                starts = tokens[row, places[0]] == data.tokenizer.special_id("<|doc|>")
+                if one is None or not starts:  # cut by the window
+                    continue
+                said = data.tokenizer.decode(targets[row, places[1:]].tolist())
+                assert said.startswith(one.labels[:-1] + one.answer + "\n")
+                seen += 1
+    assert seen > 20
+    # a window of nothing but a question has targets, too
+    short = stream(data, batch_size=2, context_len=2)
+    assert all(bool((short.batch(n).targets_BT != IGNORED).any(1).all()) for n in range(40))
 
 
 def test_a_jump_ahead_gives_the_same_in_a_masked_corpus() -> None:

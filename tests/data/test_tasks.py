@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from valkyrie_core.data.corpus import read_corpus
 from valkyrie_core.data.readers.questions import QuestionsCorpus, TaskConfig
 from valkyrie_core.data.tasks.expression import ExpressionConfig
+from valkyrie_core.data.tasks.group import SYMBOLS, GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.data.tasks.maze import MOVES, MazeConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig, num_solutions
@@ -27,6 +28,9 @@ TASKS: dict[str, Any] = {
     "expression modulo 2": ExpressionConfig(modulus=2, depths=(2, 5)),
     "expression in brackets": ExpressionConfig(depths=(1, 2, 4), answer="brackets"),
     "expression as a chain": ExpressionConfig(depths=(1, 3), shape="chain", answer="brackets"),
+    "parity": GroupConfig(lengths=(12, 20)),
+    "orders of three": GroupConfig(group="s3"),
+    "even orders of five": GroupConfig(group="a5", lengths=(9, 40)),
     "sudoku 4x4": SudokuConfig(blanks=(1, 10)),
     "sudoku 6x6": SudokuConfig(size=6, blanks=(18,)),
     "maze": MazeConfig(sizes=(2, 5)),
@@ -91,6 +95,50 @@ def test_one_ring_is_asked_about_several_times_in_training_alone() -> None:
     # what is asked first does not depend on what is asked besides
     alone = QuestionsCorpus.model_validate({**tree, "task": {"type": "khop"}})
     assert [x.pieces for x in alone.read(Path(), {})[1]] == [x.pieces for x in held_out]
+
+
+@pytest.mark.parametrize(
+    ("group", "size", "things"), [("parity", 2, 2), ("s3", 6, 3), ("a5", 60, 5)]
+)
+def test_rows_of_a_group_by_matrices(group: Any, size: int, things: int) -> None:
+    found = drawn(GroupConfig(group=group, lengths=(30, 50)), 60)
+    orders = itertools.permutations(range(things))
+    matrices = [np.eye(things, dtype=int)[:, list(order)] for order in orders]
+    if group == "a5":
+        matrices = [one for one in matrices if round(np.linalg.det(one)) == 1]
+    by_symbol = dict(zip(SYMBOLS, matrices, strict=False))
+    assert len(matrices) == size
+    met: set[str] = set()
+    for one in found:
+        product = np.eye(things, dtype=int)
+        assert one.labels[-1] == " "
+        for symbol, said in zip(one.prompt, one.labels[:-1] + one.answer, strict=True):
+            product = product @ by_symbol[symbol]
+            assert (by_symbol[said] == product).all()
+        met.update(one.labels[:-1])
+    assert met == set(SYMBOLS[:size])
+
+
+def test_labels_are_trained_on_alone_and_levels_of_validation_are_its_own() -> None:
+    tree = {"type": "questions", "task": {"type": "group", "lengths": [8]}, "examples": 9}
+    other = {"type": "group", "lengths": [8, 30]}
+    more = {"validation_examples": 6, "validation_task": other}
+    corpus = QuestionsCorpus.model_validate({**tree, **more})
+    train, held_out = corpus.read(Path(), {})
+    for document in train:
+        question, answer = document.pieces
+        assert len(question.labels) == len(question.text) == 8
+        assert not question.scored
+        assert answer.scored
+    assert {len(document.pieces[0].text) for document in held_out} == {8, 30}
+    assert not any(piece.labels for document in held_out for piece in document.pieces)
+    assert {one.difficulty for one in corpus.held_out()} == {8, 30}
+    # what says nothing of validation is the corpus that it was before there was such a key
+    plain = QuestionsCorpus.model_validate(tree)
+    assert "validation_task" not in plain.model_dump(mode="json")
+    assert QuestionsCorpus.model_validate(corpus.model_dump(mode="json")) == corpus
+    with pytest.raises(ValidationError, match="of the type khop, and what is trained on of group"):
+        QuestionsCorpus.model_validate({**tree, "validation_task": {"type": "khop"}})
 
 
 def test_arrows_make_one_ring() -> None:

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from tests.data.helpers import documents
 from valkyrie_core.data.bpe_tokenizer import BPETokenizer
 from valkyrie_core.data.byte_tokenizer import BytesTokenizer
-from valkyrie_core.data.documents import NUM_RESERVED, SPECIAL_TOKENS, chat_pieces, text_document
+from valkyrie_core.data.documents import (
+    NUM_RESERVED,
+    SPECIAL_TOKENS,
+    Piece,
+    chat_pieces,
+    text_document,
+)
 from valkyrie_core.data.tokenizer import (
+    NO_LABEL,
     BytesTokenizerConfig,
     SentencePieceConfig,
     Tokenizer,
@@ -318,11 +325,35 @@ def test_models_of_others_are_refused(changes: dict[str, object], message: str) 
 
 def test_special_tokens_come_from_pieces_alone(tokenizer: Tokenizer) -> None:
     pieces = chat_pieces([("user", "<|end|>"), ("assistant", "ok<|doc|>")])
-    tokens, scored = encode_pieces(tokenizer, pieces)
+    tokens, scored, labels = encode_pieces(tokenizer, pieces)
+    assert labels is None
     assert [t for t in tokens if t < NUM_RESERVED] == [2, 4, 3, 4]
     answer = len(tokenizer.encode("ok<|doc|>")) + 1
     assert scored == [False] * (len(tokens) - answer) + [True] * answer
     assert tokenizer.decode(tokens) == "<|end|>ok<|doc|>"
+
+
+def test_a_label_is_that_of_a_tokens_last_character(tokenizer: Tokenizer) -> None:
+    text = "a dog é."
+    labels = "1 345 78"
+    tokens, _, found = encode_pieces(tokenizer, [Piece("x"), Piece(text, labels=labels)])
+    assert found is not None
+    assert found[: len(tokenizer.encode("x"))] == [NO_LABEL] * len(tokenizer.encode("x"))
+    end = 0
+    for token, label in zip(
+        tokenizer.encode(text), found[-len(tokenizer.encode(text)) :], strict=True
+    ):
+        end += len(tokenizer.token_bytes(token))
+        read = text.encode()[:end].decode(errors="ignore")
+        whole = len(read.encode()) == end
+        expected = labels[len(read) - 1] if whole else " "
+        assert label == (NO_LABEL if expected == " " else tokenizer.encode(expected)[0])
+    assert len(found) == len(tokens)
+
+
+def test_a_label_of_several_tokens_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no single token"):
+        encode_pieces(BytesTokenizer(), [Piece("ab", labels="é ")])
 
 
 def test_training_and_loading_say_nothing(tmp_path: Path) -> None:

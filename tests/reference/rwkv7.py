@@ -59,9 +59,7 @@ def time_mix(
         removed = kk * a[:, h]
         if signed:
             removed = removed * (1 + np.exp(log_decay[:, h]))
-        y, _ = wkv7(
-            r[:, h], log_decay[:, h], kh, v[:, h], -kk, removed, np.zeros((head_dim,) * 2)
-        )
+        y, _ = wkv7(r[:, h], log_decay[:, h], kh, v[:, h], -kk, removed, np.zeros((head_dim,) * 2))
         y = layer_norm(y, weight[h], bias[h], 64e-5)
         heads.append(y + (r[:, h] * kh * w["r_k"][n]).sum(-1, keepdims=True) * v[:, h])
     return (np.concatenate(heads, axis=-1) * g) @ w["output.weight"].T, v_first

@@ -33,7 +33,8 @@ Row = tuple[Int64, Int64, Int64]
 
 
 class Batch(NamedTuple):
-    """int64 tensors [B, T]: targets are the next tokens, or -100; equal ids, equal document."""
+    """int64 tensors [B, T]: targets are the next tokens, labels instead of them, or -100; equal
+    ids, equal document."""
 
     tokens_BT: Tensor
     targets_BT: Tensor
@@ -90,8 +91,11 @@ class _Windows:
         return self._epochs[epoch]
 
     def _has_target(self, scored: npt.NDArray[np.uint8], start: int) -> bool:
-        places = np.arange(start + 1, start + 1 + self._context_len) % self._length
-        return bool(scored[places].any())
+        places = np.arange(start, start + 1 + self._context_len) % self._length
+        labels = self._split.labels
+        if labels is not None and bool((labels[places[:-1]] != IGNORED).any()):
+            return True
+        return bool(scored[places[1:]].any())
 
     def _window(self, start: int) -> Row:
         split = self._split
@@ -101,6 +105,9 @@ class _Windows:
         targets = tokens[1:].copy()
         if split.scored is not None:
             targets[split.scored[places[1:]] == 0] = IGNORED
+        if split.labels is not None:
+            labels = split.labels[places[:-1]]
+            targets = np.where(labels == IGNORED, targets, labels)
         # a document that comes again after a turn of the ring is another one
         documents = np.searchsorted(split.doc_starts, places, side="right") - 1
         documents += turns * split.num_documents

@@ -32,6 +32,9 @@ class Piece(NamedTuple):
     text: str
     scored: bool = True
     special: str | None = None
+    labels: str = ""
+    """As long as the text, or nothing: what training asks for after each character, instead of
+    the next one; a space: nothing else."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,12 @@ class Document:
     def content_hash(self) -> str:
         """The same for two documents exactly if all their pieces are the same."""
         digest = xxhash.xxh3_128()
-        for text, scored, special in self.pieces:
+        for text, scored, special, labels in self.pieces:
             data = text.encode()
             digest.update(f"{len(data)}:{int(scored)}:{special or ''}:".encode())
             digest.update(data)
+            if labels:
+                digest.update(f"labels:{labels}".encode())
         return digest.hexdigest()
 
 

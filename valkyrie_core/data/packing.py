@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from valkyrie_core.data.documents import Document, Progress
-from valkyrie_core.data.tokenizer import Tokenizer, encode_pieces, opening
+from valkyrie_core.data.tokenizer import NO_LABEL, Tokenizer, encode_pieces, opening
 
 Int64 = npt.NDArray[np.int64]
 
@@ -30,7 +30,7 @@ class SplitCounts:
     tokens: int
     """With one `<|doc|>` per document."""
     scored_tokens: int
-    """Tokens that a model is trained to predict."""
+    """Tokens that a model is trained to predict; labels come on top."""
     bytes: int
     """UTF-8 bytes of all text."""
     truncated: int
@@ -59,6 +59,9 @@ class PackedSplit:
     token_lengths: Int64
     """[vocab_size]: the bytes that each token stands for; 0 for the reserved ones."""
     counts: SplitCounts
+    labels: npt.NDArray[np.int32] | None = None
+    """What training asks for after a token instead of the next one, -100: the next one; None:
+    that everywhere."""
 
     @property
     def num_documents(self) -> int:
@@ -98,6 +101,7 @@ def chosen(
     )
     tokens = np.asarray(split.tokens[places])
     scored = None if split.scored is None else np.asarray(split.scored[places])
+    labels = None if split.labels is None else np.asarray(split.labels[places])
     num_scored = len(tokens) if scored is None else int(scored.sum())
     num_bytes = int(split.token_lengths[tokens.astype(np.int64)].sum())
     return PackedSplit(
@@ -108,6 +112,7 @@ def chosen(
         names=[split.names[one] for one in documents],
         token_lengths=split.token_lengths,
         counts=SplitCounts(len(documents), len(tokens), num_scored, num_bytes, 0),
+        labels=labels,
     )
 
 
@@ -130,17 +135,22 @@ def write_split(
     marker = opening(tokenizer, memory_tokens)
     starts, doc_bytes = [0], []
     text_bytes = scored_tokens = truncated = 0
+    has_labels = False
     end_scored = all(piece.scored for piece in documents[-1].pieces)
     with (
         (directory / "tokens.bin").open("wb") as file,
         (directory / "scored.bin").open("wb") as flags,
+        (directory / "labels.bin").open("wb") as told,
     ):
         for number, document in enumerate(documents):
-            ids, scored = encode_pieces(tokenizer, document.pieces)
+            ids, scored, labels = encode_pieces(tokenizer, document.pieces)
             stored = np.array(marker + ids, dtype=dtype)
             mask = np.array([end_scored, *[False] * memory_tokens, *scored], dtype=np.uint8)
             stored.tofile(file)
             mask.tofile(flags)
+            own = [*[NO_LABEL] * len(marker), *(labels or [NO_LABEL] * len(ids))]
+            np.array(own, dtype=np.int32).tofile(told)
+            has_labels |= labels is not None
             starts.append(starts[-1] + len(stored))
             doc_bytes.append(document.scored_bytes)
             text_bytes += document.num_bytes
@@ -150,11 +160,13 @@ def write_split(
             progress(what, number + 1, len(documents))
     if scored_tokens == starts[-1]:
         (directory / "scored.bin").unlink()
+    if not has_labels:
+        (directory / "labels.bin").unlink()
     np.array([*starts, *doc_bytes], dtype=np.int64).tofile(directory / "documents.bin")
     names = [document.name for document in documents]
     (directory / "names.json").write_text(json.dumps(names), encoding="utf-8")
     counts = SplitCounts(len(documents), starts[-1], scored_tokens, text_bytes, truncated)
-    return {"dtype": dtype, "counts": asdict(counts)}
+    return {"dtype": dtype, "counts": asdict(counts), "labels": has_labels}
 
 
 def open_split(directory: Path, content: dict[str, Any], lengths: Int64) -> PackedSplit:
@@ -164,6 +176,9 @@ def open_split(directory: Path, content: dict[str, Any], lengths: Int64) -> Pack
     scored = None
     if counts.scored_tokens < counts.tokens:
         scored = np.memmap(directory / "scored.bin", dtype=np.uint8, mode="r")
+    labels = None
+    if content.get("labels"):
+        labels = np.memmap(directory / "labels.bin", dtype=np.int32, mode="r")
     return PackedSplit(
         tokens=np.memmap(directory / "tokens.bin", dtype=content["dtype"], mode="r"),
         scored=scored,
@@ -172,4 +187,5 @@ def open_split(directory: Path, content: dict[str, Any], lengths: Int64) -> Pack
         names=json.loads((directory / "names.json").read_text(encoding="utf-8")),
         token_lengths=lengths,
         counts=counts,
+        labels=labels,
     )

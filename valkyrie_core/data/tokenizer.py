@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 from pydantic import Discriminator
 
@@ -22,7 +22,7 @@ from valkyrie_core.data.bpe_tokenizer import (
 from valkyrie_core.data.byte_tokenizer import BytesTokenizer, BytesTokenizerConfig
 from valkyrie_core.data.documents import NUM_RESERVED, SPECIAL_TOKENS, Document, Piece
 from valkyrie_core.data.tokenizer_files import read_tokenizer
-from valkyrie_core.errors import CheckpointError
+from valkyrie_core.errors import CheckpointError, RecipeError
 
 __all__ = [
     "EMPTY",
@@ -101,6 +101,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     raise CheckpointError(f"{directory} holds a tokenizer of an unknown kind, {kind!r}")
 
 
+NO_LABEL = -100
+"""Of a token after which the next one is asked for, as everywhere."""
 EMPTY = 0
 """The token of a place without text; no tokenizer makes it."""
 
@@ -110,10 +112,21 @@ def opening(tokenizer: Tokenizer, memory_tokens: int) -> list[int]:
     return [tokenizer.special_id("<|doc|>"), *[EMPTY] * memory_tokens]
 
 
-def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[list[int], list[bool]]:
-    """The ids of a document's pieces, and for each whether a model is scored on it."""
+class Encoded(NamedTuple):
+    """A document's tokens."""
+
+    tokens: list[int]
+    scored: list[bool]
+    """Whether a model is scored on it."""
+    labels: list[int] | None
+    """What training asks for after it, -100: the next token; None: nowhere anything else."""
+
+
+def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> Encoded:
+    """The ids of a document's pieces, and what is known of each."""
     tokens: list[int] = []
     scored: list[bool] = []
+    labels: list[int] = []
     for piece in pieces:
         if piece.special is not None:
             ids = [tokenizer.special_id(piece.special)]
@@ -121,4 +134,28 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[list[i
             ids = tokenizer.encode(piece.text)
         tokens += ids
         scored += [piece.scored] * len(ids)
-    return tokens, scored
+        labels += _labels(tokenizer, piece, ids) if piece.labels else [NO_LABEL] * len(ids)
+    has_labels = any(label != NO_LABEL for label in labels)
+    return Encoded(tokens, scored, labels if has_labels else None)
+
+
+def _labels(tokenizer: Tokenizer, piece: Piece, ids: list[int]) -> list[int]:
+    """A token's label is that of its last character.
+
+    Raises RecipeError where a label is no single token.
+    """
+    by_byte: list[str] = []
+    for character, label in zip(piece.text, piece.labels, strict=True):
+        # what ends within a character says nothing yet
+        by_byte += [" "] * (len(character.encode()) - 1) + [label]
+    found, end = [], 0
+    for token in ids:
+        end += len(tokenizer.token_bytes(token))
+        label = by_byte[end - 1]
+        own = [NO_LABEL] if label == " " else tokenizer.encode(label)
+        if len(own) != 1:
+            raise RecipeError(
+                f"the label {label!r} is no single token", hint="data.tokenizer: {type: bytes}"
+            )
+        found += own
+    return found

@@ -276,7 +276,7 @@ class ChatSession:
 
     def _question(self, snapshots: list[Snapshot], text: str) -> list[int]:
         """The tokens from the end of the last turn to the beginning of the answer."""
-        ids, _ = encode_pieces(self.tokenizer, chat_pieces([("user", text)]))
+        ids = encode_pieces(self.tokenizer, chat_pieces([("user", text)])).tokens
         begins = snapshots[-1].total_tokens == 0
         first = opening(self.tokenizer, self.engine.model.memory_tokens) if begins else []
         return [*first, *ids, self.tokenizer.special_id("<|assistant|>")]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from valkyrie_core.config import Config
 from valkyrie_core.data.cache import fingerprint
 from valkyrie_core.data.documents import Document, Drops, Piece
 from valkyrie_core.data.formats import TextFormat
 from valkyrie_core.data.tasks.expression import ExpressionConfig
+from valkyrie_core.data.tasks.group import GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.data.tasks.maze import MazeConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig
@@ -24,7 +31,7 @@ CONSTANT_EXAMPLES = 2000
 """Training questions that say which answer is the most frequent one."""
 
 TaskConfig = Annotated[
-    ExpressionConfig | KHopConfig | MazeConfig | SudokuConfig, Discriminator("type")
+    ExpressionConfig | GroupConfig | KHopConfig | MazeConfig | SudokuConfig, Discriminator("type")
 ]
 
 
@@ -42,6 +49,9 @@ class QuestionsCorpus(Config):
     type: Literal["questions"] = "questions"
     task: TaskConfig
     """What is asked."""
+    validation_task: TaskConfig | None = None
+    """What validation asks, where that is not what is trained on: other levels of the same task.
+    Left out, it is the same."""
     examples: int = Field(default=20_000, ge=1)
     """Training questions."""
     validation_examples: int = Field(default=500, ge=1)
@@ -89,21 +99,35 @@ class QuestionsCorpus(Config):
         return constant_answer(train, self.held_out())
 
     def _examples(self, count: int, *, held_out: bool) -> list[Example]:
+        task = self.validation_task if held_out and self.validation_task else self.task
         fraction = self.holdout.fraction
-        return list(
-            examples(self.task, count, seed=self.seed, held_out=held_out, fraction=fraction)
-        )
+        return list(examples(task, count, seed=self.seed, held_out=held_out, fraction=fraction))
+
+    @model_validator(mode="after")
+    def _validation_is_of_the_task(self) -> QuestionsCorpus:
+        other = self.validation_task
+        if other is not None and other.type != self.task.type:
+            raise ValueError(
+                f"validation_task is of the type {other.type}, and what is trained on of "
+                f"{self.task.type}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_left_out(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # so that texts which were made before there was one are still the same
+        content: dict[str, Any] = serialize(self)
+        if self.validation_task is None:
+            content.pop("validation_task", None)
+        return content
 
 
 def _document(split: str, index: int, example: Example) -> Document:
     name = f"{split}/{example.difficulty}/{index:06d}"
-    asked = [(example.prompt, example.answer)]
-    if split == "train":
-        asked += example.more
+    labels = example.labels if split == "train" else ""
     # the end of the line ends the answer, and is scored with it
-    pieces = [
-        piece
-        for prompt, answer in asked
-        for piece in (Piece(prompt, scored=False), Piece(answer + "\n"))
-    ]
+    pieces = [Piece(example.prompt, scored=False, labels=labels), Piece(example.answer + "\n")]
+    if split == "train":
+        for prompt, answer in example.more:
+            pieces += [Piece(prompt, scored=False), Piece(answer + "\n")]
     return Document(name, tuple(pieces))

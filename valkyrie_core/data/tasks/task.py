@@ -30,6 +30,9 @@ class Example(NamedTuple):
     """What is asked, however it is put: questions with the same are on one side of the split."""
     more: tuple[tuple[str, str], ...] = ()
     """Further questions about the same and their answers; they are trained on, never held out."""
+    labels: str = ""
+    """Of every character of the prompt, what is to be said after it; a space: nothing. They are
+    trained on, never shown, and never asked of validation."""
 
 
 class Task(Protocol):

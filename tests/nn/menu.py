@@ -27,6 +27,15 @@ MIXERS: dict[str, dict[str, Any]] = {
         "num_kv_heads": 2,
         "position": {"type": "alibi"},
     },
+    "attention-sparsemax": {"type": "attention", "num_heads": 2, "normalizer": "sparsemax"},
+    "attention-sparsemax-alibi": {
+        "type": "attention",
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "window": 5,
+        "normalizer": "sparsemax",
+        "position": {"type": "alibi"},
+    },
     "attention-window": {"type": "attention", "num_heads": 2, "window": 5, "sinks": 2},
     "attention-window-alibi": {
         "type": "attention",

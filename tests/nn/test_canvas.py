@@ -32,6 +32,10 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "ffn": {"type": "channel_mix"},
     },
     "rwkv": {"mixer": RWKV, "ffn": {"type": "swiglu"}},
+    "sparse": {
+        "mixer": {"type": "attention", "num_heads": 2, "normalizer": "sparsemax"},
+        "ffn": {"type": "swiglu", "hidden_dim": 24},
+    },
     "moe": {"mixer": {"type": "attention", "num_heads": 2}, "ffn": MOES["moe"]},
 }
 CANVASES: dict[str, dict[str, Any]] = {
@@ -39,6 +43,7 @@ CANVASES: dict[str, dict[str, Any]] = {
     "two layers": {"pattern": ["attn", "nope"], "memory_tokens": 0},
     "recurrent": {"pattern": ["rwkv", "attn"], "h_cycles": 2, "l_cycles": 1},
     "experts": {"pattern": ["moe"], "memory_tokens": 1, "normalizer": "softmax"},
+    "sparse": {"pattern": ["sparse"]},
     "q_learning": {"pattern": ["attn"], "halting": {"type": "q_learning"}},
 }
 

@@ -20,7 +20,14 @@ from valkyrie_core.kernels.attention import blocked_attention, blocked_serves
 from valkyrie_core.kernels.norm_rope import norm_rope, norm_rope_serves
 from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.kv_cache import PADDING, KVState
-from valkyrie_core.nn.masked_attention import Sight, attend, bidirectional, sdpa, seen
+from valkyrie_core.nn.masked_attention import (
+    Normalizer,
+    Sight,
+    attend,
+    bidirectional,
+    sdpa,
+    seen,
+)
 from valkyrie_core.nn.position import (
     Angles,
     PositionConfig,
@@ -48,6 +55,9 @@ class AttentionConfig(Config):
     """A token sees only so many last tokens, itself included; left out: all of its document."""
     sinks: int = Field(default=4, ge=0)
     """With a window: so many first tokens of a document stay in sight, as if just before it."""
+    normalizer: Normalizer = "softmax"
+    """What makes weights of scores. sparsemax gives exact zeros (arXiv 1602.02068); its scores
+    exist one by one, which takes more memory and time."""
 
     def build(self, dim: int, *, layer_idx: int, num_layers: int) -> Attention:
         """The module this section describes."""
@@ -65,6 +75,7 @@ class Attention(nn.Module):
         self.position = config.position
         self.window = config.window
         self.sinks = config.sinks if config.window is not None else 0
+        self.normalizer = config.normalizer
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=False)
@@ -89,7 +100,8 @@ class Attention(nn.Module):
         k_BKTH = self._placed(self.key(x_BTD), self.key_norm, angles, x_BTD.dtype)
         v_BKTH = self._heads(self.value(x_BTD))
         if not ctx.causal:
-            y_BTNH = bidirectional(q_BNTH, k_BKTH, v_BKTH).transpose(1, 2)
+            y_BNTH = bidirectional(q_BNTH, k_BKTH, v_BKTH, self.normalizer)
+            y_BTNH = y_BNTH.transpose(1, 2)
             return self.output(y_BTNH.reshape(B, T, D)), state, ctx
         segment_BT = ctx.segment_BT
         if ctx.valid_BT is not None:
@@ -155,11 +167,11 @@ class Attention(nn.Module):
 
     @property
     def _sight(self) -> Sight:
-        return Sight(self.window, self.sinks, self.slopes)
+        return Sight(self.window, self.sinks, self.slopes, self.normalizer)
 
     def _is_plain(self, past: KVState, num_tokens: int, ctx: Ctx) -> bool:
         """Whether every earlier token of a document is seen, and all by the same rule."""
-        if self.slopes is not None:
+        if not self._sight.is_plain:
             return False
         if self.window is None:
             return True
@@ -205,7 +217,7 @@ class Attention(nn.Module):
         computed = per_key * 3 // 2 if twice else per_key
         scores = computed * self._sight.computed_pairs(context_len) // context_len
         # a fused backward pass makes the scores again: five products instead of four
-        again = 0 if slides else scores // 2
+        again = 0 if slides or self.normalizer != "softmax" else scores // 2
         return Cost(
             flops_per_token=matrices + scores,
             training_flops=3 * (matrices + scores) + again,

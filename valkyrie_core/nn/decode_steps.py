@@ -41,7 +41,7 @@ def fused(norm: nn.Module, mixer: nn.Module, weights: Weights, arena: Arena) -> 
     # exact types: a subclass may compute something else
     if type(mixer) is RWKV7 and mixer.head_dim % 4 == 0:
         return TimeMixStep(norm, mixer, weights, arena)
-    if type(mixer) is Attention and mixer.head_dim % 4 == 0:
+    if type(mixer) is Attention and mixer.normalizer == "softmax" and mixer.head_dim % 4 == 0:
         return AttentionStep(norm, mixer, weights, arena)
     if type(mixer) is ChannelMix:
         return ChannelMixStep(norm, mixer, weights, arena)

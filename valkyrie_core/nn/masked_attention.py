@@ -1,4 +1,4 @@
-"""What attention does beyond one causal rule for all: windows with sinks, ALiBi, a cache.
+"""What attention does beyond one causal rule for all: windows, sinks, ALiBi, sparse weights.
 
 Scores exist for some queries at a time. Shapes are those of `attention.py`; R is G * T, the queries
 that share a key head.
@@ -7,13 +7,16 @@ that share a key head.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from valkyrie_core.nn.kv_cache import PADDING, KVState
+from valkyrie_core.nn.sparsemax import sparsemax
+
+Normalizer = Literal["softmax", "sparsemax"]
 
 QUERIES_AT_ONCE = 128
 """Queries of a windowed or biased layer whose scores exist at one time."""
@@ -28,6 +31,13 @@ class Sight(NamedTuple):
     """With a window: first tokens that stay in sight, as if just before it."""
     slopes: tuple[float, ...] | None
     """ALiBi's, one a head; None: no bias."""
+    normalizer: Normalizer = "softmax"
+    """What makes weights of scores."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether, inside the window, torch's own attention serves."""
+        return self.slopes is None and self.normalizer == "softmax"
 
     def slides(self, num_tokens: int) -> bool:
         """Whether a context is longer than the window."""
@@ -35,7 +45,7 @@ class Sight(NamedTuple):
 
     def computed_pairs(self, num_tokens: int) -> int:
         """Pairs of query and key over a context, with those that a block computes and masks."""
-        if self.slopes is None and not self.slides(num_tokens):
+        if self.is_plain and not self.slides(num_tokens):
             return num_tokens * (num_tokens + 1) // 2
         if self.window is None:
             blocks, rest = divmod(num_tokens, QUERIES_AT_ONCE)
@@ -67,8 +77,10 @@ def sdpa(q_BNTH: Tensor, cache: KVState, stop: int, mask: Tensor | None) -> Tens
     )
 
 
-def bidirectional(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor) -> Tensor:
+def bidirectional(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, normalizer: Normalizer) -> Tensor:
     """[B, N, T, H]: every position sees all others, later ones too."""
+    if normalizer == "sparsemax":
+        return _weighted(sparsemax(_scores(q_BNTH, k_BKTH)), v_BKTH, q_BNTH.dtype)
     return F.scaled_dot_product_attention(
         q_BNTH, _for_heads(k_BKTH, q_BNTH), _for_heads(v_BKTH, q_BNTH)
     )
@@ -102,7 +114,9 @@ def attend(
     for start in range(0, q_BNTH.shape[2], QUERIES_AT_ONCE):
         piece = slice(start, start + QUERIES_AT_ONCE)
         stop = min(past + piece.stop, cache.length)
-        if sight.window is None and sight.slopes is not None and wide:
+        biased = sight.slopes is not None and sight.normalizer == "softmax"
+        if sight.window is None and biased and wide:
+            assert sight.slopes is not None
             pos_BS, segment_BS = cache.pos_BS[:, :stop], cache.segment_BS[:, :stop]
             seen_BTS = seen(segment_BT[:, piece], segment_BS, past + start)
             mask = _biased(sight.slopes, seen_BTS, pos_BT[:, start], pos_BS, q_BNTH.dtype)
@@ -135,8 +149,13 @@ def attend(
             slopes_N11 = scores_BNTS.new_tensor(sight.slopes)[:, None, None]
             scores_BNTS = scores_BNTS - slopes_N11 * distance_BTS[:, None]
         scores_BNTS = scores_BNTS.masked_fill(~seen_BTS[:, None], -torch.inf)
-        pieces.append(_weighted(scores_BNTS.softmax(-1), v_BKSH, q_BNTH.dtype))
+        normalize = sparsemax if sight.normalizer == "sparsemax" else _softmax
+        pieces.append(_weighted(normalize(scores_BNTS), v_BKSH, q_BNTH.dtype))
     return torch.cat(pieces, dim=2)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    return scores.softmax(-1)
 
 
 def _biased(

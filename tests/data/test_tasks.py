@@ -111,8 +111,9 @@ def test_rows_of_a_group_by_matrices(group: Any, size: int, things: int) -> None
     met: set[str] = set()
     for one in found:
         product = np.eye(things, dtype=int)
-        assert one.labels[-1] == " "
-        for symbol, said in zip(one.prompt, one.labels[:-1] + one.answer, strict=True):
+        assert (one.prompt[-1], one.labels[-1]) == ("=", " ")
+        assert one.answer == one.labels[-2]
+        for symbol, said in zip(one.prompt[:-1], one.labels[:-1], strict=True):
             product = product @ by_symbol[symbol]
             assert (by_symbol[said] == product).all()
         met.update(one.labels[:-1])
@@ -127,10 +128,10 @@ def test_labels_are_trained_on_alone_and_levels_of_validation_are_its_own() -> N
     train, held_out = corpus.read(Path(), {})
     for document in train:
         question, answer = document.pieces
-        assert len(question.labels) == len(question.text) == 8
+        assert len(question.labels) == len(question.text) == 9
         assert not question.scored
         assert answer.scored
-    assert {len(document.pieces[0].text) for document in held_out} == {8, 30}
+    assert {len(document.pieces[0].text) for document in held_out} == {9, 31}
     assert not any(piece.labels for document in held_out for piece in document.pieces)
     assert {one.difficulty for one in corpus.held_out()} == {8, 30}
     # what says nothing of validation is the corpus that it was before there was such a key

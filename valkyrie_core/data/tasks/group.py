@@ -1,6 +1,6 @@
 """Word problems of groups: a row of elements, and what it comes to, one after the other.
 
-    abfcd...   ->   e
+    abfcd=e
 
 The smallest tasks that can't be done side by side: a state has to be tracked. Of parity a mirror
 is enough; S3 does not commute; A5 is no chain of commuting ones, and so as hard as any finite
@@ -53,13 +53,13 @@ class GroupConfig(Config):
         elements = draw.integers(len(products), size=difficulty)
         states = list(itertools.accumulate(elements.tolist(), lambda a, b: int(products[a][b])))
         row, told = ("".join(SYMBOLS[i] for i in indices) for indices in (elements, states))
-        # the last one is the answer
-        return Example(row, told[-1], difficulty, row, labels=told[:-1] + " ")
+        # the sign is what tells a row's end from one more element
+        return Example(f"{row}=", told[-1], difficulty, row, labels=f"{told} ")
 
     def holds(self, question: str, answer: str) -> bool:
         """Whether the row comes to that, by carrying things about."""
         elements = dict(zip(SYMBOLS, _elements(self.group), strict=False))
-        row = question.strip()
+        row = question.strip().removesuffix("=")
         if not row or any(symbol not in elements for symbol in row):
             return False
         things = tuple(range(len(elements[row[0]])))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collapse, jobs, moe, nested, result, sudoku
+from benchmarks import collapse, jobs, moe, nested, result, sudoku, tracking
 from benchmarks.jobs import Found, Study, run_study
 from valkyrie_core.errors import ValkyrieError
 
-STUDIES = (collapse.STUDY, moe.STUDY, nested.STUDY, sudoku.STUDY)
+STUDIES = (collapse.STUDY, moe.STUDY, nested.STUDY, sudoku.STUDY, tracking.STUDY)
 
 
 def study(results: Path) -> Study:

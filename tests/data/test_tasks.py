@@ -31,6 +31,7 @@ TASKS: dict[str, Any] = {
     "parity": GroupConfig(lengths=(12, 20)),
     "orders of three": GroupConfig(group="s3"),
     "even orders of five": GroupConfig(group="a5", lengths=(9, 40)),
+    "a5 of two elements": GroupConfig(group="a5", elements="generators"),
     "sudoku 4x4": SudokuConfig(blanks=(1, 10)),
     "sudoku 6x6": SudokuConfig(size=6, blanks=(18,)),
     "maze": MazeConfig(sizes=(2, 5)),
@@ -118,6 +119,13 @@ def test_rows_of_a_group_by_matrices(group: Any, size: int, things: int) -> None
             assert (by_symbol[said] == product).all()
         met.update(one.labels[:-1])
     assert met == set(SYMBOLS[:size])
+
+
+@pytest.mark.parametrize(("group", "size"), [("parity", 2), ("s3", 6), ("a5", 60)])
+def test_two_elements_make_all_others(group: Any, size: int) -> None:
+    found = drawn(GroupConfig(group=group, elements="generators", lengths=(60,)), 60)
+    assert len({symbol for one in found for symbol in one.prompt[:-1]}) == 2
+    assert {said for one in found for said in one.labels[:-1]} == set(SYMBOLS[:size])
 
 
 def test_labels_are_trained_on_alone_and_levels_of_validation_are_its_own() -> None:

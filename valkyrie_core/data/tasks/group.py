@@ -32,6 +32,8 @@ class GroupConfig(Config):
     group: Group = "parity"
     """parity: two elements. s3: all orders of three things, six elements. a5: the even orders of
     five things, sixty."""
+    elements: Literal["all", "generators"] = "all"
+    """What rows are made of: all elements, or two of which all others come."""
     lengths: tuple[int, ...] = Field(default=(32,), min_length=1)
     """Elements of a row; the levels of difficulty."""
 
@@ -48,9 +50,11 @@ class GroupConfig(Config):
         return tuple(sorted(set(self.lengths)))
 
     def sample(self, draw: np.random.Generator, difficulty: int) -> Example:
-        """One row of elements, all alike likely; so is what it comes to."""
+        """One row of elements, all alike likely."""
         products = _products(self.group)
-        elements = draw.integers(len(products), size=difficulty)
+        everything = list(range(len(products)))
+        alphabet = everything if self.elements == "all" else _generators(self.group)
+        elements = draw.choice(alphabet, size=difficulty)
         states = list(itertools.accumulate(elements.tolist(), lambda a, b: int(products[a][b])))
         row, told = ("".join(SYMBOLS[i] for i in indices) for indices in (elements, states))
         # the sign is what tells a row's end from one more element
@@ -74,6 +78,17 @@ def _elements(group: Group) -> tuple[tuple[int, ...], ...]:
     size = {"parity": 2, "s3": 3, "a5": 5}[group]
     orders = itertools.permutations(range(size))
     return tuple(order for order in orders if group != "a5" or _is_even(order))
+
+
+def _generators(group: Group) -> list[int]:
+    """A turn of all things, and a swap of two of them or of two pairs; of parity there are but
+    two elements."""
+    if group == "parity":
+        return [0, 1]
+    elements = _elements(group)
+    swap = (1, 0, 2) if group == "s3" else (1, 0, 3, 2, 4)
+    turn = (*range(1, len(swap)), 0)
+    return [elements.index(turn), elements.index(swap)]
 
 
 def _is_even(order: tuple[int, ...]) -> bool:

@@ -105,6 +105,8 @@ def table(found: Sequence[Found]) -> str:
     whole = len(found) == len(ARMS) * len(STUDY.seeds)
     lines += [
         "",
+        f"![right answers by length]({PICTURE.name})",
+        "",
         f"Right answers: the mean over {len(seeds)} seeds, and in brackets the worst. By chance: "
         f"{chance}. Trained at length {TRAINED}; {_sizes(found)} parameters; one thread, "
         f"{where(found)}." + ("" if whole else " **Partial: more to come.**"),
@@ -153,9 +155,13 @@ def draw(found: Sequence[Found]) -> bytes:
             axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylabel("right answers")
-        handles, labels = axes[0].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside right center", frameon=False)
+        # a mixer that is missing in one panel may be in another
+        told = {
+            label: handle
+            for axis in axes
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(told.values(), told.keys(), loc="outside right center", frameon=False)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()

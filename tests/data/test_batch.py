@@ -13,6 +13,7 @@ from tests.data.test_dataset import chat_corpus, config
 from valkyrie_core.data.batch import IGNORED, BatchStream, LaneStream, _quotas
 from valkyrie_core.data.dataset import DataConfig, Dataset, PackedCorpus, prepare
 from valkyrie_core.data.packing import PackedSplit, SplitCounts, chosen
+from valkyrie_core.data.tasks.task import is_held_out
 
 
 @pytest.fixture
@@ -207,13 +208,27 @@ def test_labels_are_targets_where_there_are_any(tmp_path: Path) -> None:
                 starts = tokens[row, places[0]] == data.tokenizer.special_id("<|doc|>")
                 if one is None or not starts:  # cut by the window
                     continue
-                said = data.tokenizer.decode(targets[row, places[1:]].tolist())
-                assert said.startswith(one.labels[:-1] + one.answer + "\n")
+                said = targets[row, places[1:]].tolist()
+                for end, label in enumerate(one.labels[:-1]):
+                    asked_elsewhere = is_held_out(one.prompt[: end + 1], 0.1)
+                    expected = IGNORED if asked_elsewhere else data.tokenizer.encode(label)[0]
+                    assert said[end] == expected
+                behind = said[len(one.labels) - 1 :][:2]
+                assert data.tokenizer.decode(behind) == one.answer + "\n"
                 seen += 1
     assert seen > 20
-    # a window of nothing but a question has targets, too
-    short = stream(data, batch_size=2, context_len=2)
-    assert all(bool((short.batch(n).targets_BT != IGNORED).any(1).all()) for n in range(40))
+    # a window of nothing but a row's beginning has targets, too; one of a row that is cut has none
+    short = stream(data, batch_size=2, context_len=3)
+    lead = data.tokenizer.special_id("<|doc|>")
+    found = [short.batch(n) for n in range(40)]
+    assert all(bool((one.targets_BT != IGNORED).any(1).all()) for one in found)
+    starts = torch.cat([one.tokens_BT[:, 0] for one in found]) == lead
+    assert bool(starts.any())
+    for one in found:
+        for row in range(2):
+            marks = (one.tokens_BT[row] == lead).nonzero().flatten().tolist()
+            before = marks[0] if marks else 3
+            assert (one.targets_BT[row, :before] == IGNORED).all()
 
 
 def test_a_jump_ahead_gives_the_same_in_a_masked_corpus() -> None:

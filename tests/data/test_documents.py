@@ -48,6 +48,8 @@ def test_content_hash_tells_pieces_apart() -> None:
     ]
     assert len(set(hashes)) == len(hashes)
     assert Document("x", (Piece("ab"),)).content_hash == hashes[0]
+    # the same text, whatever is asked about it: what is held out is not trained on with labels
+    assert digest(Piece("ab", labels="1 ")) == digest(Piece("ab"))
 
 
 @pytest.mark.parametrize(

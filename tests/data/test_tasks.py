@@ -146,8 +146,40 @@ def test_labels_are_trained_on_alone_and_levels_of_validation_are_its_own() -> N
     plain = QuestionsCorpus.model_validate(tree)
     assert "validation_task" not in plain.model_dump(mode="json")
     assert QuestionsCorpus.model_validate(corpus.model_dump(mode="json")) == corpus
-    with pytest.raises(ValidationError, match="of the type khop, and what is trained on of group"):
-        QuestionsCorpus.model_validate({**tree, "validation_task": {"type": "khop"}})
+    for wrong, message in (
+        ({"type": "khop"}, "only lengths may differ"),
+        (
+            {"type": "group", "group": "s3", "lengths": [9]},
+            "group is s3, and of what",
+        ),
+        ({"type": "group", "elements": "generators"}, "elements is generators"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            QuestionsCorpus.model_validate({**tree, "validation_task": wrong})
+
+
+def test_no_question_of_validation_is_asked_on_the_way_to_a_longer_one() -> None:
+    task = {"type": "group", "lengths": [6, 20]}
+    tree = {"type": "questions", "task": task, "examples": 300, "validation_examples": 30}
+    corpus = QuestionsCorpus.model_validate(tree)
+    asked = {one.canonical for one in corpus.held_out()}
+    train, _ = corpus.read(Path(), {})
+    met, labelled = 0, 0
+    for document in train:
+        row = document.pieces[0]
+        for end, label in enumerate(row.labels):
+            labelled += label != " "
+            if row.text[: end + 1] in asked:
+                met += 1
+                assert label == " "
+    assert met >= 10
+    assert labelled > 0.8 * sum(len(document.pieces[0].text) for document in train)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_key_of_levels_is_a_key(name: str) -> None:
+    task = TASKS[name]
+    assert tuple(sorted(set(getattr(task, task.level_key)))) == task.difficulties
 
 
 def test_arrows_make_one_ring() -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tests.nn.menu import awake, hybrid_config, model_config
 from tests.reference import rwkv7 as twin
 from valkyrie_core.errors import CheckpointError, MissingError
+from valkyrie_core.kernels.time_mix import Rows, Vectors, time_mix
 from valkyrie_core.nn.layers import parameter_roles
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.rwkv import RWKV7, RWKV7Config, low_rank
@@ -33,21 +34,31 @@ def test_pure_model_equals_the_numpy_twin(mixer: str, layers: int) -> None:
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_eigenvalues_reach_what_they_may_and_no_more(signed: bool) -> None:
-    """Of diag(w) - (rate * kk) kk^T; similar to a symmetric matrix, so they are real."""
-    draw = np.random.default_rng(0)
-    least = []
-    for strength in (0.3, 0.9, 1.0):
-        for _ in range(200):
-            decay = draw.uniform(math.exp(-math.exp(-0.5)), 1, 16)
-            kk = draw.normal(size=16)
-            kk /= np.linalg.norm(kk)
-            rate = strength * (1 + decay if signed else np.ones(16))
-            found = np.linalg.eigvals(np.diag(decay) - np.outer(rate * kk, kk))
-            assert np.abs(found.imag).max() < 1e-9
-            assert found.real.max() <= 1 + 1e-9
-            least.append(found.real.min())
-    assert min(least) == pytest.approx(-1 if signed else 0, abs=0.5 if not signed else 1e-6)
-    assert (min(least) < -0.9) == signed
+    """Of one token's change of the state, read off the layer: S' of S = 1 without a value."""
+    H, T = 8, 400
+    shape = (1, T, H)
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(scale: float) -> torch.Tensor:
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    key, decay, rate = rows(1.0), rows(6.0), rows(6.0)
+    nothing = torch.zeros(shape, dtype=torch.float64)
+    zero, one = torch.zeros(H).double(), torch.ones(H).double()
+    vectors = Vectors(zero, zero, None, one, zero, zero, one, zero)
+    least, largest = 1.0, 0.0
+    for t in range(T):
+        here = (x[:, t : t + 1] for x in (nothing, key, nothing, decay, rate))
+        own = Rows(*here, share=None, v_first=None, gate=nothing[:, :1])
+        start = torch.eye(H, dtype=torch.float64)[None, None]
+        change = time_mix(own, vectors, start, None, signed=signed)[1][0, 0]
+        found = torch.linalg.eigvals(change)
+        # similar to a symmetric matrix, so they are real
+        assert float(found.imag.abs().max()) < 1e-9
+        least, largest = min(least, float(found.real.min())), max(largest, float(found.real.max()))
+    assert 0.99 < largest <= 1
+    floor = -1 if signed else math.exp(-math.exp(-0.5)) - 1
+    assert floor - 1e-9 < least < floor + (0.05 if signed else 0.25)
 
 
 def test_author_checkpoint_round_trip(tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ def run(
 
 @pytest.mark.parametrize("H", [4, 8, 16, 48, 64])
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("first", "signed"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
 def test_time_mix_equals_its_twin(
     isa: str, H: int, packed: bool, first: bool, signed: bool
 ) -> None:

@@ -91,11 +91,10 @@ class _Windows:
         return self._epochs[epoch]
 
     def _has_target(self, scored: npt.NDArray[np.uint8], start: int) -> bool:
-        places = np.arange(start, start + 1 + self._context_len) % self._length
-        labels = self._split.labels
-        if labels is not None and bool((labels[places[:-1]] != IGNORED).any()):
-            return True
-        return bool(scored[places[1:]].any())
+        if self._split.labels is not None:
+            return bool((self._window(start)[1] != IGNORED).any())
+        places = np.arange(start + 1, start + 1 + self._context_len) % self._length
+        return bool(scored[places].any())
 
     def _window(self, start: int) -> Row:
         split = self._split
@@ -108,6 +107,9 @@ class _Windows:
         if split.labels is not None:
             labels = split.labels[places[:-1]]
             targets = np.where(labels == IGNORED, targets, labels)
+            # of a row that the window cuts nobody could say what it comes to
+            next_start = split.doc_starts[np.searchsorted(split.doc_starts, places[0])]
+            targets[: next_start - places[0]] = IGNORED
         # a document that comes again after a turn of the ring is another one
         documents = np.searchsorted(split.doc_starts, places, side="right") - 1
         documents += turns * split.num_documents

@@ -212,9 +212,12 @@ def _pack(
         content["corpora"][name] = entry = {"folder": str(number), "dropped": documents.dropped}
         for split, texts in (("train", documents.train), ("validation", documents.validation)):
             what = f"packing {name} ({split})"
-            entry[split] = write_split(
-                directory / str(number) / split, tokenizer, texts, progress, what, memory_tokens
-            )
+            folder = directory / str(number) / split
+            try:
+                entry[split] = write_split(folder, tokenizer, texts, progress, what, memory_tokens)
+            except RecipeError as error:
+                hint = error.hint
+                raise RecipeError(f"data.corpora.{name}: {error.message}", hint=hint) from None
     return content
 
 

@@ -61,14 +61,13 @@ class Document:
 
     @cached_property
     def content_hash(self) -> str:
-        """The same for two documents exactly if all their pieces are the same."""
+        """The same for two documents exactly if all their pieces are the same, whatever their
+        labels: with them or without, it is the same text."""
         digest = xxhash.xxh3_128()
-        for text, scored, special, labels in self.pieces:
+        for text, scored, special, _ in self.pieces:
             data = text.encode()
             digest.update(f"{len(data)}:{int(scored)}:{special or ''}:".encode())
             digest.update(data)
-            if labels:
-                digest.update(f"labels:{labels}".encode())
         return digest.hexdigest()
 
 

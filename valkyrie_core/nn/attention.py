@@ -110,7 +110,7 @@ class Attention(nn.Module):
         new = kv_cache.append(past, k_BKTH, v_BKTH, segment_BT, ctx.pos_BT)
         if not self._is_plain(past, T, ctx):
             sink_q_BNTH = None
-            if angles is not None and self.window is not None:
+            if angles is not None and self.window is not None and self._slides(past, T, ctx):
                 # a sink that is far away is turned as if it were just before the window
                 clamped_BT = ctx.pos_BT.clamp(max=self.window + self.sinks - 1)
                 near = self._angles(clamped_BT, x_BTD.dtype)
@@ -171,12 +171,14 @@ class Attention(nn.Module):
 
     def _is_plain(self, past: KVState, num_tokens: int, ctx: Ctx) -> bool:
         """Whether every earlier token of a document is seen, and all by the same rule."""
-        if not self._sight.is_plain:
-            return False
+        return self._sight.is_plain and not self._slides(past, num_tokens, ctx)
+
+    def _slides(self, past: KVState, num_tokens: int, ctx: Ctx) -> bool:
+        """Whether some token may be further away than the window."""
         if self.window is None:
-            return True
+            return False
         # so few keys are near each other, unless some between them were never written
-        return not ctx.gaps and past.length + num_tokens <= self.window
+        return ctx.gaps or past.length + num_tokens > self.window
 
     def _angles(self, pos_BT: Tensor, dtype: torch.dtype) -> Angles | None:
         turning = rotation(self.position, self.head_dim, dtype)
@@ -200,7 +202,7 @@ class Attention(nn.Module):
         # autocast leaves the norms in fp32: queries and keys must agree with the values
         return x_BNTH.to(x_BTD.dtype)
 
-    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
+    def cost(self, context_len: int, value_bytes: int = 4, *, causal: bool = True) -> Cost:
         """Matrices, and scores and values for every key that is computed with."""
         matrices = 2 * sum(
             layer.weight.numel() for layer in (self.query, self.key, self.value, self.output)
@@ -215,7 +217,8 @@ class Attention(nn.Module):
         # where sinks are turned otherwise than the rest, all keys are scored for either
         twice = slides and rotation(self.position, 2, torch.float32) is not None
         computed = per_key * 3 // 2 if twice else per_key
-        scores = computed * self._sight.computed_pairs(context_len) // context_len
+        pairs = self._sight.computed_pairs(context_len) if causal else context_len**2
+        scores = computed * pairs // context_len
         # a fused backward pass makes the scores again: five products instead of four
         again = 0 if slides or self.normalizer != "softmax" else scores // 2
         return Cost(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from valkyrie_core.kernels.loss import IGNORED
+from valkyrie_core.nn.attention import Attention
 from valkyrie_core.nn.backbone import Backbone, ModelConfig, Told, tell
 from valkyrie_core.nn.canvas_core import CanvasCore, Carry
 from valkyrie_core.nn.layers import Role
@@ -178,8 +179,13 @@ class Canvas(Backbone):
         share = width / self.cells
         untrained = len(self.core.passes) - self.core.trained_passes
         found: list[tuple[str, Cost]] = []
-        # attention counts the keys that are seen: of a causal context twice as long as many
-        whole = super().costs(2 * width - 1, value_bytes)
+        whole: list[tuple[str, Cost]] = []
+        for index, block in zip(self.core.passes, self.blocks(), strict=True):
+            # what is causal sees as many of a context that is twice as long
+            own, ffn = block.costs(2 * width - 1, value_bytes)
+            if isinstance(block.mixer, Attention):
+                own = block.mixer.cost(width, value_bytes, causal=False)
+            whole += zip(self.core.types[index], (own, ffn), strict=True)
         for number, (kind, cost) in enumerate(whole):
             forward = cost.flops_per_token
             training = forward if number // 2 < untrained else cost.training_flops

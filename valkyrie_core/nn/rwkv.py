@@ -30,9 +30,9 @@ class RWKV7Config(Config):
     head_dim: int = Field(default=64, ge=4)
     """Width of one head; `dim` must be a multiple of it."""
     eigenvalues: Literal["positive", "signed"] = "positive"
-    """Of the state's transition. signed: the rate reaches 1 + decay instead of 1, so that they
-    reach -1 and never pass it: a state can be mirrored, which parity and groups need (Grazzi et
-    al. 2024, arXiv 2411.12537)."""
+    """Of one token's transition of the state. positive: as released, above -0.46. signed: the rate
+    reaches 1 + decay instead of 1, so that they reach -1 and never pass it: a state can be
+    mirrored, which parity and groups need (Grazzi et al. 2024, arXiv 2411.12537)."""
     decay_rank: int | None = Field(default=None, ge=1)
     """Rank of the decay's low-rank map; left out, the author's rule by width."""
     rate_rank: int | None = Field(default=None, ge=1)

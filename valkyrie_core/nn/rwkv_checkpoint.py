@@ -127,7 +127,10 @@ def load_rwkv7_tensors(model: HybridLM, tensors: dict[str, Tensor]) -> None:
 
 
 def rwkv7_tensors(model: HybridLM) -> dict[str, Tensor]:
-    """The weights of a pure RWKV-7 model by the author's names and shapes."""
+    """The weights of a pure RWKV-7 model by the author's names and shapes.
+
+    They don't tell of signed eigenvalues: others would compute with positive ones.
+    """
     renamed: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         theirs = _their_name(name)

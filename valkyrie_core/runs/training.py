@@ -88,6 +88,8 @@ def describe_kernels(recipe: Recipe, device: torch.device) -> dict[str, str]:
         elif mixer.window is not None or isinstance(mixer.position, AlibiConfig):
             # said, since it is slower than the same without: no fused kernel knows them
             forms[f"{mixer.type} with window or alibi"] = "PyTorch, 128 queries at a time"
+        elif mixer.normalizer == "sparsemax":
+            forms[f"{mixer.type} with sparsemax"] = "PyTorch, 128 queries at a time"
         else:
             forms[mixer.type] = "scaled_dot_product_attention"
     return forms

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from valkyrie_core.config import Config
+from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.data.cache import fingerprint
 from valkyrie_core.data.documents import Document, Drops, Piece
 from valkyrie_core.data.formats import TextFormat
@@ -22,7 +22,7 @@ from valkyrie_core.data.tasks.group import GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.data.tasks.maze import MazeConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig
-from valkyrie_core.data.tasks.task import Example, constant_answer, examples
+from valkyrie_core.data.tasks.task import Example, constant_answer, examples, is_held_out
 from valkyrie_core.errors import RecipeError
 
 VERSION = 3
@@ -71,10 +71,11 @@ class QuestionsCorpus(Config):
 
     def read(self, cache: Path, drops: Drops) -> tuple[list[Document], list[Document]]:
         """Training and held-out questions. Raises RecipeError where a level has none."""
+        fraction = self.holdout.fraction
         try:
             return (
-                [_document("train", i, one) for i, one in enumerate(self.training())],
-                [_document("validation", i, one) for i, one in enumerate(self.held_out())],
+                [_document("train", i, x, fraction) for i, x in enumerate(self.training())],
+                [_document("validation", i, x, fraction) for i, x in enumerate(self.held_out())],
             )
         except ValueError as error:
             raise RecipeError(
@@ -106,11 +107,17 @@ class QuestionsCorpus(Config):
     @model_validator(mode="after")
     def _validation_is_of_the_task(self) -> QuestionsCorpus:
         other = self.validation_task
-        if other is not None and other.type != self.task.type:
-            raise ValueError(
-                f"validation_task is of the type {other.type}, and what is trained on of "
-                f"{self.task.type}"
-            )
+        if other is None:
+            return self
+        mine, theirs = (one.model_dump(mode="json") for one in (self.task, other))
+        # how often training asks about the same changes no question
+        for key in {**mine, **theirs}.keys() - {other.level_key, "asked"}:
+            if mine.get(key) != theirs.get(key):
+                raise MisfitError(
+                    f"{key} is {theirs.get(key)}, and of what is trained on {mine.get(key)} - "
+                    f"only {self.task.level_key} may differ",
+                    ("validation_task", key),
+                )
         return self
 
     @model_serializer(mode="wrap")
@@ -122,9 +129,15 @@ class QuestionsCorpus(Config):
         return content
 
 
-def _document(split: str, index: int, example: Example) -> Document:
+def _document(split: str, index: int, example: Example, fraction: float) -> Document:
     name = f"{split}/{example.difficulty}/{index:06d}"
-    labels = example.labels if split == "train" else ""
+    labels = ""
+    if split == "train":
+        # what is a question of validation's is not asked on the way to a longer one
+        labels = "".join(
+            " " if is_held_out(example.prompt[: end + 1], fraction) else label
+            for end, label in enumerate(example.labels)
+        )
     # the end of the line ends the answer, and is scored with it
     pieces = [Piece(example.prompt, scored=False, labels=labels), Piece(example.answer + "\n")]
     if split == "train":

@@ -15,7 +15,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -30,6 +30,7 @@ class ExpressionConfig(Config):
     """How deep, and modulo what."""
 
     type: Literal["expression"] = "expression"
+    level_key: ClassVar[str] = "depths"
     modulus: int = Field(default=7, ge=2, le=10)
     """Results are digits below this."""
     depths: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)

@@ -2,10 +2,10 @@
 
     abfcd=e
 
-The smallest tasks that can't be done side by side: a state has to be tracked. Of parity a mirror
-is enough; S3 does not commute; A5 is no chain of commuting ones, and so as hard as any finite
-state can be (Barrington 1989; Merrill et al. 2024, arXiv 2404.08819). In training what the row
-comes to is asked after every element.
+The smallest tasks of tracking a state. Of parity a mirror is enough; S3 does not commute; A5 is no
+chain of commuting ones, and so as hard as any finite state can be: what can't be done side by side
+(Barrington 1989; Merrill et al. 2024, arXiv 2404.08819). In training what the row comes to is asked
+after every element.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import string
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -29,6 +29,7 @@ class GroupConfig(Config):
     """Which group, and how long the rows are."""
 
     type: Literal["group"] = "group"
+    level_key: ClassVar[str] = "lengths"
     group: Group = "parity"
     """parity: two elements. s3: all orders of three things, six elements. a5: the even orders of
     five things, sixty."""

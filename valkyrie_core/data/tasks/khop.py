@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import string
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ class KHopConfig(Config):
     """How many arrows, and how many of them are followed."""
 
     type: Literal["khop"] = "khop"
+    level_key: ClassVar[str] = "hops"
     symbols: int = Field(default=8, ge=2, le=len(SYMBOLS))
     """Symbols, each with one arrow."""
     hops: tuple[int, ...] = Field(default=(1, 2, 3, 4), min_length=1)

@@ -16,7 +16,7 @@ all of them with equal probability), so that there is one right answer.
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -32,6 +32,7 @@ class MazeConfig(Config):
     """How large."""
 
     type: Literal["maze"] = "maze"
+    level_key: ClassVar[str] = "sizes"
     sizes: tuple[int, ...] = Field(default=(3, 4), min_length=1)
     """Cells of a side; the levels of difficulty."""
 

@@ -8,7 +8,7 @@ Held out are solved grids, not puzzles: what training has solved is not asked wi
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -28,6 +28,7 @@ class SudokuConfig(Config):
     """How large, and how many blanks."""
 
     type: Literal["sudoku"] = "sudoku"
+    level_key: ClassVar[str] = "blanks"
     size: Literal[4, 6] = 4
     """Rows, columns and numbers."""
     blanks: tuple[int, ...] = Field(default=(4, 6, 8), min_length=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,11 +32,15 @@ class Example(NamedTuple):
     """Further questions about the same and their answers; they are trained on, never held out."""
     labels: str = ""
     """Of every character of the prompt, what is to be said after it; a space: nothing. They are
-    trained on, never shown, and never asked of validation."""
+    trained on, never shown, and never asked of validation; each is the answer to the question
+    whose `canonical` is the prompt so far."""
 
 
 class Task(Protocol):
     """What every task's config can do."""
+
+    level_key: ClassVar[str]
+    """The key that says which levels there are."""
 
     @property
     def difficulties(self) -> tuple[int, ...]:

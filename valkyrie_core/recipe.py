@@ -106,8 +106,15 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _compiled_shapes_stay(self) -> Recipe:
-        mixers = [block.mixer.type for block in self.model.core.blocks.values()]
+        mixers = [mixer.type for _, mixer in self.model.mixers()]
         train = self.train
+        own = [block.mixer.type for block in self.model.core.blocks.values()]
+        if train.compile is not None and "routed" in own:
+            raise MisfitError(
+                "routers choose other tokens at every step, and each number of them would be "
+                "compiled anew - leave it out",
+                ("train", "compile"),
+            )
         if train.compile is not None and train.state_passing is not None and "attention" in mixers:
             raise MisfitError(
                 "attention carries more keys at every step with train.state_passing: each number "

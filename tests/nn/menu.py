@@ -10,6 +10,37 @@ from valkyrie_core.nn.recursive import Recursive
 
 VOCAB = 23
 RWKV = {"type": "rwkv7", "head_dim": 8, "decay_rank": 3, "rate_rank": 4, "gate_rank": 5}
+ATTENTION = {"type": "attention", "num_heads": 4, "num_kv_heads": 2}
+NEAR = {"type": "attention", "num_heads": 2, "window": 5, "sinks": 2}
+SKIP = {"type": "skip"}
+ROUTED: dict[str, dict[str, Any]] = {
+    "routed-soft": {
+        "type": "routed",
+        "mixers": {"rwkv": RWKV, "attn": ATTENTION, "skip": SKIP},
+        "adaptation": 0.4,
+    },
+    "routed-hard": {
+        "type": "routed",
+        "mixers": {"rwkv": RWKV, "attn": ATTENTION, "skip": SKIP},
+        "soft_share": 0,
+        "confidence_threshold": 0.5,
+        "budget": {"flops": 0.75},
+    },
+    "routed-blocks": {
+        "type": "routed",
+        "mixers": {"near": NEAR, "rwkv": RWKV},
+        "soft_share": 0,
+        "adaptation": 0.3,
+        "block_len": 4,
+    },
+    "routed-sparsemax": {
+        "type": "routed",
+        "mixers": {"skip": SKIP, "attn": ATTENTION, "near": NEAR},
+        "gate": "sparsemax",
+        "soft_share": 0,
+        "adaptation": 0.7,
+    },
+}
 MIXERS: dict[str, dict[str, Any]] = {
     "rwkv7": RWKV,
     "rwkv7-signed": {**RWKV, "eigenvalues": "signed"},
@@ -27,6 +58,7 @@ MIXERS: dict[str, dict[str, Any]] = {
         "num_kv_heads": 2,
         "position": {"type": "alibi"},
     },
+    **ROUTED,
     "attention-sparsemax": {"type": "attention", "num_heads": 2, "normalizer": "sparsemax"},
     "attention-sparsemax-alibi": {
         "type": "attention",

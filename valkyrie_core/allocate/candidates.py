@@ -110,6 +110,7 @@ def narrowed(
     """
 
     def narrow(block: BlockConfig) -> BlockConfig:
+        kind_of(block)  # which a routed block has none of
         mixer, ffn = block.mixer, block.ffn
         changes: dict[str, int | None] = {}
         if isinstance(mixer, RWKV7Config):
@@ -119,7 +120,7 @@ def narrowed(
             for rank in ("decay_rank", "rate_rank", "value_rank", "gate_rank"):
                 if (own := getattr(mixer, rank)) is not None:
                     changes[rank] = max(4, round(own * width / model.dim))
-        else:
+        elif isinstance(mixer, AttentionConfig):
             wanted = max(LEAST_HEAD[ATTENTION], width // mixer.num_heads)
             heads = width // nearest_divisor(width, wanted)
             changes["num_heads"] = heads

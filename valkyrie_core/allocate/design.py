@@ -16,6 +16,7 @@ from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import BlockConfig, StackConfig
 from valkyrie_core.nn.canvas_core import CanvasConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
+from valkyrie_core.nn.routed import RoutedConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
 
 HEAD_DIM = 64
@@ -41,7 +42,15 @@ class Design(NamedTuple):
 
 
 def kind_of(block: BlockConfig) -> str:
-    """R or A: whether what a block remembers grows with the text."""
+    """R or A: whether what a block remembers grows with the text.
+
+    Raises UsageError for a block that is neither, but chooses.
+    """
+    if isinstance(block.mixer, RoutedConfig):
+        raise UsageError(
+            "a routed block is neither recurrent nor attention: it chooses, token by token",
+            hint="layers are allocated to plain mixers",
+        )
     return ATTENTION if isinstance(block.mixer, AttentionConfig) else RECURRENT
 
 
@@ -110,6 +119,7 @@ def _block_of_kind(
     if isinstance(mixer, AttentionConfig):
         what = f"attention, {mixer.num_heads} heads of {model.dim // mixer.num_heads}, RoPE, swiglu"
     else:
+        assert isinstance(mixer, RWKV7Config)
         what = f"rwkv7 with heads of {mixer.head_dim}, channel_mix"
     return name, f"the recipe has no such block, so {name} is derived: {what}"
 

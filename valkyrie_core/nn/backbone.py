@@ -14,6 +14,7 @@ Shapes: B batch, T time, D model, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -26,8 +27,9 @@ from valkyrie_core.nn.block import Block, Norm, build_norm
 from valkyrie_core.nn.core import Core, CoreConfig
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.recursive import RecursiveConfig
+from valkyrie_core.nn.routed import Routable, RoutedConfig, SkipConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
-from valkyrie_core.nn.state import NO_DOCUMENT, Cost, Ctx, LMState, Routed
+from valkyrie_core.nn.state import NO_DOCUMENT, Cost, Ctx, LMState, Route, Routed
 from valkyrie_core.nn.storage_type import store, widened
 
 
@@ -47,9 +49,9 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _widths_divide(self) -> ModelConfig:
-        for name, block in self.core.blocks.items():
-            mixer = block.mixer
-            at = ("core", "blocks", name, "mixer")
+        for at, mixer in self.mixers():
+            if isinstance(mixer, SkipConfig):
+                continue
             if isinstance(mixer, RWKV7Config):
                 if self.dim % mixer.head_dim:
                     raise MisfitError(
@@ -70,6 +72,16 @@ class ModelConfig(Config):
                 )
         return self
 
+    def mixers(self) -> Iterator[tuple[tuple[str, ...], Routable]]:
+        """Where each mixer stands, and itself; of a router its mixers."""
+        for name, block in self.core.blocks.items():
+            at = ("core", "blocks", name, "mixer")
+            if isinstance(block.mixer, RoutedConfig):
+                for inner, mixer in block.mixer.mixers.items():
+                    yield (*at, "mixers", inner), mixer
+            else:
+                yield at, block.mixer
+
 
 class Told(NamedTuple):
     """What the layers say besides their output."""
@@ -78,6 +90,8 @@ class Told(NamedTuple):
     """Auxiliary losses by name, already weighted, summed over the layers."""
     routed: tuple[Routed, ...]
     """What the routers did, first layer first."""
+    routes: tuple[Route, ...] = ()
+    """What routers among mixers did, first layer first."""
     loops_BT: Tensor | None = None
     """How many loops each token ran through, where tokens halt."""
 
@@ -185,4 +199,4 @@ def tell(ctx: Ctx) -> Told:
     aux: dict[str, Tensor] = {}
     for name, value in ctx.aux:
         aux[name] = aux[name] + value if name in aux else value
-    return Told(aux, ctx.routed, ctx.loops_BT)
+    return Told(aux, ctx.routed, ctx.routes, ctx.loops_BT)

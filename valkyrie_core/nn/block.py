@@ -17,13 +17,14 @@ from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
 from valkyrie_core.nn.moe.layer import MoEConfig
+from valkyrie_core.nn.routed import RoutedConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
 from valkyrie_core.nn.state import Cost, Ctx
 from valkyrie_core.nn.storage_type import call, store
 
 Norm = Literal["layer_norm", "rms_norm"]
 
-TokenMixer = Annotated[AttentionConfig | RWKV7Config, Discriminator("type")]
+TokenMixer = Annotated[AttentionConfig | RoutedConfig | RWKV7Config, Discriminator("type")]
 ChannelMixer = Annotated[SwiGLUConfig | ChannelMixConfig | MoEConfig, Discriminator("type")]
 
 

@@ -81,6 +81,11 @@ class CanvasConfig(Config):
         for name, block in self.blocks.items():
             if name not in self.pattern:
                 raise MisfitError("the pattern does not name this block", ("blocks", name))
+            if block.mixer.type == "routed":
+                raise MisfitError(
+                    "routers look back alone: a canvas sees all cells at once",
+                    ("blocks", name, "mixer"),
+                )
             if block.mixer.type == "attention" and block.mixer.window is not None:
                 at = ("blocks", name, "mixer", "window")
                 raise MisfitError("on a canvas every cell sees all cells: leave it out", at)

@@ -45,6 +45,17 @@ class Routed(NamedTuple):
     """Which of them it really meets; None: all."""
 
 
+class Route(NamedTuple):
+    """Which of several mixers the tokens of a window went through; no gradient goes through it."""
+
+    gates_BTM: Tensor
+    """How much each counted."""
+    used_BTM: Tensor
+    """Which of them ran for the token."""
+    shares_M: Tensor
+    """The share of the real tokens that each of them ran for."""
+
+
 class Ctx(NamedTuple):
     """What the layers of one forward pass share, deeper layers seeing what earlier ones added."""
 
@@ -68,6 +79,8 @@ class Ctx(NamedTuple):
     """Auxiliary losses so far, already weighted; a name comes once for every layer that has one."""
     routed: tuple[Routed, ...] = ()
     """What the routers did, first layer first; a layer that is looped comes as often."""
+    routes: tuple[Route, ...] = ()
+    """What routers among mixers did, first layer first."""
     between: tuple[Tensor, ...] = ()
     """[B, T, D] after each loop but the last, where a loss is asked of them."""
     loops_BT: Tensor | None = None

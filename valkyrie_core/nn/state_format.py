@@ -17,9 +17,9 @@ from torch import Tensor
 from valkyrie_core.config import Config
 from valkyrie_core.nn import kv_cache
 from valkyrie_core.nn.attention import Attention
-from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.kv_cache import HighWater, KVState
 from valkyrie_core.nn.model import HybridLM
+from valkyrie_core.nn.routed import RoutedMixer
 from valkyrie_core.nn.rwkv import TimeMixState
 from valkyrie_core.nn.state import LMState, num_bytes
 
@@ -150,9 +150,7 @@ def settle(model: HybridLM, state: LMState) -> LMState:
     """The state without keys that no later token sees: what is kept of it, in memory or a file."""
     layers = []
     for block, (mixer_state, ffn_state) in zip(model.blocks(), state.layers, strict=True):
-        if isinstance(mixer_state, KVState):
-            assert isinstance(block, Block)
-            assert isinstance(block.mixer, Attention)
+        if isinstance(block.mixer, Attention | RoutedMixer):
             mixer_state = block.mixer.settled(mixer_state, state.segment_B, state.pos_B)
         layers.append((mixer_state, ffn_state))
     return state._replace(layers=tuple(layers))

@@ -14,6 +14,7 @@ from valkyrie_core.nn.canvas_core import CanvasCore
 from valkyrie_core.nn.models import Model, build_model
 from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.recursive import Recursive
+from valkyrie_core.nn.routed import undecided
 
 
 class Parameters(NamedTuple):
@@ -30,7 +31,7 @@ class Parameters(NamedTuple):
 def weightless(config: ModelConfig) -> Model:
     """The model with shapes and no numbers: instant, whatever its size."""
     with torch.device("meta"):
-        return build_model(config)
+        return undecided(build_model(config))
 
 
 def count_parameters(model: Model) -> Parameters:

@@ -31,6 +31,7 @@ from valkyrie_core.nn.kv_cache import TRIMMED_AT_ONCE
 from valkyrie_core.nn.layers import parameter_roles
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.models import build_model
+from valkyrie_core.nn.routed import undecided
 from valkyrie_core.nn.state import LMState, num_bytes
 from valkyrie_core.nn.weights import ROUNDED
 from valkyrie_core.plan.counter import operation_flops
@@ -164,7 +165,7 @@ class Training:
         self._ledger = Ledger(max(sinks, default=0))
         self._fake = FakeTensorMode()
         with self._inside():
-            self.model = build_model(recipe.model, STORED[recipe.train.weights])
+            self.model = undecided(build_model(recipe.model, STORED[recipe.train.weights]))
             weights = self._ledger.now
             self._optimizers = build_optimizers(recipe.train.optimizer, self.model)
             self._average = None

@@ -22,6 +22,7 @@ from valkyrie_core.machine.hardware import matmul_peak
 from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.models import Model, build_model
 from valkyrie_core.nn.position import AlibiConfig
+from valkyrie_core.nn.routed import SkipConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import CorpusCounts, SplitCounts, TrainReport
@@ -80,8 +81,9 @@ def train_recipe(
 def describe_kernels(recipe: Recipe, device: torch.device) -> dict[str, str]:
     """Which implementation computes each kind of mixer in the recipe's model."""
     forms: dict[str, str] = {}
-    for block in recipe.model.core.blocks.values():
-        mixer = block.mixer
+    for _, mixer in recipe.model.mixers():
+        if isinstance(mixer, SkipConfig):
+            continue
         if isinstance(mixer, RWKV7Config):
             form = kernels.available(mixer.head_dim)[0] if device.type == "cpu" else "chunked"
             forms[mixer.type] = form

@@ -48,8 +48,10 @@ class Journal:
     ) -> None:
         """The row of a training step; the loss is the mean since the last such row."""
         experts: Row = {}
+        if routing.mixers.row:
+            experts["routes"] = routing.mixers.row
         if routing.loads:
-            experts = {
+            experts |= {
                 "aux": dict(routing.losses),
                 "load": {str(layer): load for layer, load in routing.loads.items()},
                 "revived": at.take_revived(),

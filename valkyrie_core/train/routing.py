@@ -18,6 +18,7 @@ from torch import Tensor
 from valkyrie_core.nn.backbone import Told
 from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.moe.layer import MoE
+from valkyrie_core.train.mixer_routing import MixerRouting
 from valkyrie_core.train.optim import Optimizers
 from valkyrie_core.train.progress import Health
 
@@ -44,21 +45,24 @@ class Routing:
         }
         self._passes = [index for index in model.core.passes if index in self._layers]
         self._optimizers = optimizers
+        self.mixers = MixerRouting(model)
         self._loads: list[Tensor] = []
         self.loads: dict[int, list[int]] = {}
         """Tokens of the last step by layer and expert."""
         self.losses: dict[str, float] = {}
         """Auxiliary losses of the last step by name, as they were added."""
 
-    def restart(self) -> None:
-        """Forgets what was added: a step begins."""
+    def restart(self, done: float = 0.0) -> None:
+        """Forgets what was added: a step begins, after a share of all of them."""
         self._loads, self.losses = [], {}
+        self.mixers.restart(done)
 
     def add(self, told: Told, share: float) -> float:
         """Counts a micro-batch that is a share of the step; returns its auxiliary losses' sum."""
         loads = [one.load_E for one in told.routed]
         before = self._loads or [torch.zeros_like(load) for load in loads]
         self._loads = [a + b for a, b in zip(before, loads, strict=True)]
+        self.mixers.add(told, share)
         added = {name: float(value.detach()) for name, value in told.aux.items()}
         for name, value in added.items():
             self.losses[name] = self.losses.get(name, 0.0) + value * share
@@ -70,6 +74,7 @@ class Routing:
         Args:
             scale: of the learning rates in this step; biases move with them, and settle with them.
         """
+        self.mixers.finish()
         revivals = []
         left = list(self._loads)
         found: dict[int, list[list[Tensor]]] = {index: [] for index in self._layers}

@@ -188,7 +188,7 @@ class Trainer:
         rng = RngState.capture()
         scale = self.plan.scale(step)
         self.optimizers.set_lr_scale(scale)
-        self.routing.restart()
+        self.routing.restart(step / self.plan.horizon)
         try:
             work = self.objective.gradients(step)
             grad_norm = self._update.finish(work.loss)

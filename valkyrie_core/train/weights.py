@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from valkyrie_core.errors import CheckpointError
+from valkyrie_core.nn.routed import settle_routers
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -43,6 +44,7 @@ def load_model_tensors(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+    settle_routers(model)
 
 
 def _differences(name: str, theirs: Tensor, ours: Tensor, *, rounds: bool) -> list[str]:

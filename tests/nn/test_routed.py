@@ -1,0 +1,227 @@
+"""Routers among mixers: equal to their slow twins, hard and soft, and nothing runs for nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from tests.nn.menu import ATTENTION, RWKV, SKIP
+from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.routed import RoutedConfig, RoutedMixer, Skip, held, settle_routers, smoothed
+from valkyrie_core.nn.state import Ctx
+
+DIM = 16
+THREE = {"rwkv": RWKV, "attn": ATTENTION, "skip": SKIP}
+
+
+def routed(*, seed: int = 0, **keys: Any) -> RoutedMixer:
+    """A mixer whose every weight matters, in fp64."""
+    torch.manual_seed(seed)
+    config = RoutedConfig.model_validate({"mixers": THREE, **keys})
+    mixer = config.build(DIM, layer_idx=0, num_layers=2).double()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.4)
+            else:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return mixer
+
+
+def text(B: int, T: int, seed: int = 1) -> tuple[Tensor, Ctx]:
+    generator = torch.Generator().manual_seed(seed)
+    x_BTD = torch.randn(B, T, DIM, generator=generator, dtype=torch.float64)
+    pos_BT = torch.arange(T).expand(B, T)
+    return x_BTD, Ctx(pos_BT, torch.zeros_like(pos_BT))
+
+
+def begin(mixer: Any, B: int) -> Any:
+    return mixer.init_state(B, device=torch.device("cpu"), dtype=torch.float64)
+
+
+def test_soft_is_the_weighted_sum_of_all() -> None:
+    mixer = routed(adaptation=0.6)
+    x_BTD, ctx = text(3, 11)
+    y_BTD, _, after = mixer(x_BTD, begin(mixer, 3), ctx)
+    scores_BTM = x_BTD @ mixer.weight_MD.T + mixer.bias_M
+    s, rows = torch.zeros(3, 3, dtype=torch.float64), []
+    for t in range(11):
+        s = scores_BTM[:, t] if t == 0 else s + 0.6 * (scores_BTM[:, t] - s)
+        rows.append(s.softmax(-1))
+    gates_BTM = torch.stack(rows, 1)
+    expected = torch.zeros_like(x_BTD)
+    for number, inner in enumerate(mixer.mixers):
+        own = inner(x_BTD, begin(inner, 3), ctx)[0]
+        expected = expected + gates_BTM[..., number : number + 1] * mixer.scale_M[number] * own
+    torch.testing.assert_close(y_BTD, expected)
+    (route,) = after.routes
+    torch.testing.assert_close(route.shares_M, gates_BTM.mean((0, 1)))
+    assert after.v_first_BTD is None
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"confidence_threshold": 0.6},
+        {"gate": "sparsemax", "adaptation": 0.5},
+        {"block_len": 3, "adaptation": 0.5},
+    ],
+)
+def test_hard_is_each_mixer_over_its_own_tokens(keys: dict[str, Any]) -> None:
+    mixer = routed(soft_share=0, **keys)
+    x_BTD, ctx = text(4, 19)
+    x_BTD.requires_grad_()
+    y_BTD, _, after = mixer(x_BTD, begin(mixer, 4), ctx)
+    (route,) = after.routes
+    counts = route.used_BTM.sum((0, 1))
+    assert (counts > 0).all(), "every mixer is chosen somewhere"
+    assert int(counts.sum()) < route.used_BTM.numel()
+    torch.testing.assert_close(
+        (route.gates_BTM * route.used_BTM).sum(-1), torch.ones(4, 19).double()
+    )
+    expected = torch.zeros_like(x_BTD)
+    for number, inner in enumerate(mixer.mixers):
+        for row in range(4):
+            # the first token goes through all, and counts where it was chosen
+            places = [t for t in range(19) if t == 0 or route.used_BTM[row, t, number]]
+            own_ctx = Ctx(ctx.pos_BT[row : row + 1, places], ctx.segment_BT[row : row + 1, places])
+            own = inner(x_BTD[row : row + 1, places], begin(inner, 1), own_ctx)[0][0]
+            gates = route.gates_BTM[row, places, number] * mixer.scale_M[number]
+            expected[row, places] += gates[:, None] * own
+    torch.testing.assert_close(y_BTD, expected)
+
+
+def test_what_is_not_chosen_does_not_run() -> None:
+    mixer = routed(soft_share=0)
+    seen: dict[int, int] = {}
+
+    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        ctx = inputs[2]
+        real = ctx.valid_BT if ctx.valid_BT is not None else torch.ones_like(ctx.pos_BT)
+        seen[id(module)] = int(real.sum())
+
+    for inner in mixer.mixers:
+        inner.register_forward_pre_hook(count)
+    x_BTD, ctx = text(5, 40)
+    _, _, after = mixer(x_BTD, begin(mixer, 5), ctx)
+    used_BTM = after.routes[0].used_BTM.clone()
+    used_BTM[:, 0] = True
+    for number, inner in enumerate(mixer.mixers):
+        ran = seen.get(id(inner), 0)
+        assert ran == (0 if isinstance(inner, Skip) else int(used_BTM[..., number].sum()))
+    # a row whose tokens all skip leaves every state as it was
+    with torch.no_grad():
+        mixer.bias_M.copy_(torch.tensor([-99.0, -99.0, 99.0]))
+    state = begin(mixer, 5)
+    _, state, _ = mixer(x_BTD[:, :1], state, Ctx(ctx.pos_BT[:, :1], ctx.segment_BT[:, :1]))
+    later = Ctx(ctx.pos_BT[:, 1:], ctx.segment_BT[:, 1:])
+    y_BTD, after_state, _ = mixer(x_BTD[:, 1:], state, later)
+    assert (y_BTD == 0).all()
+    assert after_state[2].wkv_BNHH is state[2].wkv_BNHH
+    assert after_state[3].length == state[3].length == 1
+
+
+def test_choices_learn() -> None:
+    mixer = routed(soft_share=0, budget={"flops": 0.5, "rate": 1.0})
+    x_BTD, ctx = text(4, 30)
+    y_BTD, _, _ = mixer(x_BTD, begin(mixer, 4), ctx)
+    (grad_MD,) = torch.autograd.grad((y_BTD**2).sum(), mixer.weight_MD)
+    assert float(grad_MD.abs().max()) > 1e-4
+    # a price moves scores away from what is costly
+    mixer.charge([1.0, 1.0, 0.0])
+    _, _, after = mixer(x_BTD, begin(mixer, 4), ctx)
+    ((name, loss),) = after.aux
+    (grad_M,) = torch.autograd.grad(loss, mixer.bias_M)
+    assert name == "budget"
+    cheapest, costliest = mixer.shares.index(min(mixer.shares)), mixer.shares.index(1.0)
+    assert float(grad_M[cheapest]) < 0 < float(grad_M[costliest])
+    operations = sum(a * b for a, b in zip(after.routes[0].shares_M, mixer.shares, strict=True))
+    assert float(loss.detach()) == pytest.approx(float(mixer.price * (operations - 0.5)))
+
+
+def test_a_price_rises_while_operations_are_too_many_and_is_never_paid_back() -> None:
+    mixer = routed(budget={"flops": 0.6, "rate": 0.1})
+    rwkv, attn = mixer.shares[:2]
+    assert max(rwkv, attn) == 1
+    assert mixer.shares[2] == 0
+    assert mixer.charge([0.5, 0.5, 0.0]) == pytest.approx(0.5 * rwkv + 0.5 * attn)
+    before = float(mixer.price)
+    assert before == pytest.approx(0.1 * (0.5 * rwkv + 0.5 * attn - 0.6))
+    mixer.charge([0.0, 0.0, 1.0])
+    assert float(mixer.price) == max(0.0, before - 0.06)
+    for _ in range(5):
+        mixer.charge([0.0, 0.0, 1.0])
+    assert float(mixer.price) == 0
+
+
+def test_it_grows_hard_and_stays_so_through_a_file() -> None:
+    mixer = routed(soft_share=0.5)
+    softness = []
+    for done in (0.0, 0.25, 0.49, 0.5, 0.9):
+        mixer.anneal(done)
+        softness.append((round(float(mixer.softness), 3), mixer.hard))
+    assert softness == [(1.0, False), (0.5, False), (0.02, False), (0.0, True), (0.0, True)]
+    other = routed(soft_share=0.5, seed=3)
+    assert not other.hard
+    other.load_state_dict(mixer.state_dict())
+    settle_routers(other)
+    assert other.hard
+    always = routed(soft_share=1)
+    always.anneal(1.0)
+    assert not always.hard
+    # the operations that are told are those of what ran
+    whole = mixer.cost(64).flops_per_token
+    mixer.charge([0.25, 0.25, 0.5])
+    router = 2 * mixer.weight_MD.numel()
+    assert mixer.cost(64).flops_per_token - router == pytest.approx((whole - router) / 4, abs=2)
+
+
+@pytest.mark.parametrize("adaptation", [1.0, 0.3])
+@pytest.mark.parametrize("T", [1, 5, 300])
+def test_smoothing_is_its_recursion(adaptation: float, T: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, T, 2, generator=generator, dtype=torch.float64)
+    before = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    fresh = torch.rand(3, T, generator=generator) < 0.1
+    valid = (torch.rand(3, T, generator=generator) < 0.7) | fresh
+    pos = torch.ones(3, T, dtype=torch.int64)
+    ctx = Ctx(pos, pos, fresh_BT=fresh, valid_BT=valid)
+    found = smoothed(scores, before, ctx, adaptation)
+    for row in range(3):
+        s = before[row]
+        for t in range(T):
+            if fresh[row, t]:
+                s = scores[row, t]
+            elif valid[row, t]:
+                s = s + adaptation * (scores[row, t] - s)
+            torch.testing.assert_close(found[row, t], s)
+
+
+def test_a_block_is_led_by_its_first_token() -> None:
+    scores = torch.arange(14, dtype=torch.float64).view(1, 14, 1)
+    pos = torch.tensor([[5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    ctx = Ctx(pos, pos)
+    found = held(scores, torch.tensor([[-1.0]]), ctx, 4)[0, :, 0].tolist()
+    assert found == [-1, -1, -1, 3, 3, 5, 5, 5, 5, 9, 9, 9, 9, 13]
+
+
+def test_wrong_keys_are_told() -> None:
+    with pytest.raises(ValueError, match="every one of the mixers skips"):
+        RoutedConfig.model_validate({"mixers": {"a": SKIP, "b": SKIP}})
+    with pytest.raises(ValueError, match="belongs to gate: softmax"):
+        routed(gate="sparsemax", confidence_threshold=0.5)
+    block = {
+        "mixer": {"type": "routed", "mixers": {"rwkv": {**RWKV, "head_dim": 7}, "skip": SKIP}},
+        "ffn": {"type": "swiglu"},
+    }
+    core = {"type": "stack", "blocks": {"b": block}, "pattern": ["b"]}
+    with pytest.raises(ValidationError, match=r"head_dim \(7\) must divide dim \(16\)"):
+        ModelConfig.model_validate({"vocab_size": 9, "dim": DIM, "core": core})
+    canvas = {"type": "canvas", "cells": 4, "blocks": {"b": block}, "pattern": ["b"]}
+    with pytest.raises(ValidationError, match="routers look back alone"):
+        ModelConfig.model_validate({"vocab_size": 9, "dim": DIM, "core": canvas})

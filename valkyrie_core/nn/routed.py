@@ -1,0 +1,386 @@
+"""Several mixers in the place of one, and a router that says which of them a token goes through.
+
+    p = softmax(s / temperature), or sparsemax(s / temperature)         s: the router's scores
+    soft:   y = sum over the mixers of p_m scale_m mixer_m(x)           all of them run
+    hard:   the same over the mixers that were chosen; no other runs
+
+Training begins soft and grows hard, as its temperature falls; then tokens that a mixer was not
+chosen for are no more to it than padding: they change no recurrent state, write no key and cost
+nothing. A budget is kept by a price on operations, which rises while they are too many (a
+Lagrangian multiplier). Scores are made of the token itself and, smoothed, of those before it. Gates
+between mixers under a budget that end as a choice: FlashMorph, arXiv 2606.30562; skipping tokens:
+Mixture-of-Depths, 2404.02258, here without a look at later ones; sparsemax: 1602.02068.
+
+The first token of a document goes through all mixers, as it tells them that a document starts.
+
+Shapes: B batch, T time, D model, M mixers, K chosen tokens of a row at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+from pydantic import Discriminator, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from valkyrie_core.config import Config
+from valkyrie_core.nn.attention import Attention, AttentionConfig
+from valkyrie_core.nn.layers import Role
+from valkyrie_core.nn.rwkv import RWKV7Config
+from valkyrie_core.nn.selection import select
+from valkyrie_core.nn.sparsemax import sparsemax
+from valkyrie_core.nn.state import Cost, Ctx, Mixer, Route
+
+COLDEST = 0.3
+"""The temperature at the end of the soft part, and from there on."""
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+SCAN = 128
+"""Tokens whose scores are smoothed at one time."""
+
+
+class SkipConfig(Config):
+    """Nothing: the token keeps what stands at it, and costs nothing."""
+
+    type: Literal["skip"] = "skip"
+
+    def build(self, dim: int, *, layer_idx: int, num_layers: int) -> Skip:
+        """The module this section describes."""
+        return Skip()
+
+
+class BudgetConfig(Config):
+    """How many operations a layer may take."""
+
+    flops: float = Field(gt=0, le=1)
+    """The share of those that it would take if all tokens went through its costliest mixer."""
+    rate: float = Field(default=0.02, gt=0)
+    """How fast the price rises by step, in nats for all operations, while they are too many."""
+    context_len: int = Field(default=512, ge=1)
+    """The context at which the mixers' operations are compared."""
+
+
+Routable = Annotated[AttentionConfig | RWKV7Config | SkipConfig, Discriminator("type")]
+
+
+class RoutedConfig(Config):
+    """A choice among several mixers, token by token."""
+
+    type: Literal["routed"] = "routed"
+    mixers: dict[str, Routable] = Field(min_length=2)
+    """By name."""
+    gate: Literal["softmax", "sparsemax"] = "softmax"
+    """What makes gates of scores. softmax: in the end the best mixer is chosen. sparsemax: all
+    whose gates are not zero."""
+    block_len: int = Field(default=1, ge=1)
+    """Tokens that share a decision, which the first of them makes; counted from a document's
+    beginning."""
+    adaptation: float = Field(default=1.0, gt=0, le=1)
+    """How much of the scores is the token's own; the rest is what they were before."""
+    confidence_threshold: float = Field(default=0.0, ge=0, lt=1)
+    """With softmax: where the best mixer's gate is lower, the second best runs as well."""
+    budget: BudgetConfig | None = None
+    """How many operations are allowed; left out, choices cost nothing."""
+    soft_share: float = Field(default=0.5, ge=0, le=1)
+    """The share of training in which all mixers run; 1: to its end."""
+
+    @model_validator(mode="after")
+    def _something_is_done(self) -> RoutedConfig:
+        if all(isinstance(mixer, SkipConfig) for mixer in self.mixers.values()):
+            raise ValueError("every one of the mixers skips")
+        if self.confidence_threshold and self.gate != "softmax":
+            raise ValueError("confidence_threshold belongs to gate: softmax")
+        return self
+
+    def build(self, dim: int, *, layer_idx: int, num_layers: int) -> RoutedMixer:
+        """The module this section describes."""
+        return RoutedMixer(dim, self, layer_idx=layer_idx, num_layers=num_layers)
+
+
+class Skip(nn.Module):
+    """Zeros."""
+
+    def init_state(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> tuple[()]:
+        """Nothing is remembered."""
+        return ()
+
+    def forward(self, x_BTD: Tensor, state: tuple[()], ctx: Ctx) -> tuple[Tensor, tuple[()], Ctx]:
+        """Adds nothing."""
+        return torch.zeros_like(x_BTD), state, ctx
+
+    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
+        """Nothing."""
+        return Cost(0, 0, 0, 0)
+
+
+class Decision(NamedTuple):
+    """What a router says of a window's tokens."""
+
+    gates_BTM: Tensor
+    """How much each mixer counts; they sum to one over those that are used."""
+    used_BTM: Tensor
+    """Which mixers it means to run."""
+    share_BTM: Tensor
+    """As used, with the gradient of the gates."""
+
+
+class RoutedMixer(nn.Module):
+    """A router and its mixers; its state is the router's, then theirs."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight_MD": "router", "bias_M": "router"}
+
+    def __init__(self, dim: int, config: RoutedConfig, *, layer_idx: int, num_layers: int) -> None:
+        super().__init__()
+        self.config = config
+        self.names = tuple(config.mixers)
+        self.mixers = nn.ModuleList(
+            mixer.build(dim, layer_idx=layer_idx, num_layers=num_layers)
+            for mixer in config.mixers.values()
+        )
+        M = len(self.mixers)
+        self.weight_MD = nn.Parameter(torch.empty(M, dim))
+        self.bias_M = nn.Parameter(torch.zeros(M))
+        self.scale_M = nn.Parameter(torch.ones(M))
+        nn.init.normal_(self.weight_MD, std=0.1 / math.sqrt(dim))
+        self.register_buffer("softness", torch.tensor(float(config.soft_share > 0)))
+        self.softness: Tensor
+        """1 at the beginning of training, falling to 0, from where on choices are hard."""
+        self.register_buffer("price", torch.zeros(()))
+        self.price: Tensor
+        """Of operations, in nats for all that the budget counts."""
+        self.hard = config.soft_share == 0
+        """Whether mixers run for the tokens alone that they were chosen for: softness is 0."""
+        self.shares = self._shares()
+        self.used = (1.0,) * M
+        """The share of tokens that each mixer ran for in the last step of training."""
+
+    def _shares(self) -> tuple[float, ...]:
+        """The operations of every mixer, the costliest one's being 1."""
+        context = BudgetConfig(flops=1).context_len
+        if self.config.budget is not None:
+            context = self.config.budget.context_len
+        each = [mixer.cost(context).flops_per_token for mixer in self._each]
+        return tuple(one / max(each) for one in each)
+
+    @property
+    def _each(self) -> list[Mixer]:
+        return list(self.mixers)  # type: ignore[arg-type]
+
+    def anneal(self, done: float) -> None:
+        """Grows harder with the share of training that is done."""
+        soft = self.config.soft_share
+        self.softness.fill_(max(0.0, 1 - done / soft) if soft and done < soft else 0.0)
+        if soft == 1:
+            # to the end, and at the end
+            self.softness.clamp_(min=torch.finfo(self.softness.dtype).tiny)
+        self.settle()
+
+    def settle(self) -> None:
+        """Does as `softness` says, after it was read from a file."""
+        self.hard = float(self.softness) == 0
+
+    @torch.no_grad()
+    def charge(self, used_M: Sequence[float]) -> float:
+        """Moves the price by what a step took: the shares of tokens that mixers ran for.
+
+        Returns the operations, of those of the costliest mixer for all tokens. While choices are
+        soft, they are what the gates would take.
+        """
+        self.used = tuple(used_M) if self.hard else (1.0,) * len(used_M)
+        operations = sum(a * b for a, b in zip(used_M, self.shares, strict=True))
+        budget = self.config.budget
+        if budget is not None:
+            self.price.add_(budget.rate * (operations - budget.flops)).clamp_(min=0)
+        return operations
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Any, ...]:
+        """Smoothed scores, the scores of the present block, and the mixers' states."""
+        precise = torch.promote_types(dtype, torch.float32)
+        scores = torch.zeros(batch_size, len(self.mixers), device=device, dtype=precise)
+        states = (m.init_state(batch_size, device=device, dtype=dtype) for m in self._each)
+        return (scores, scores, *states)
+
+    def forward(
+        self, x_BTD: Tensor, state: tuple[Any, ...], ctx: Ctx
+    ) -> tuple[Tensor, tuple[Any, ...], Ctx]:
+        """Mixes one window of tokens."""
+        smooth_BM, held_BM, *states = state
+        decision, smooth_BM, held_BM = self._decide(x_BTD, smooth_BM, held_BM, ctx)
+        run = self._chosen if self.hard else self._all
+        y_BTD, states = run(x_BTD, states, ctx, decision)
+        ctx = ctx._replace(routes=(*ctx.routes, self._route(decision, ctx)))
+        if self.config.budget is not None and self.training:
+            ctx = ctx._replace(aux=(*ctx.aux, ("budget", self._charge(decision, ctx))))
+        return y_BTD, (smooth_BM, held_BM, *states), ctx
+
+    def _decide(
+        self, x_BTD: Tensor, smooth_BM: Tensor, held_BM: Tensor, ctx: Ctx
+    ) -> tuple[Decision, Tensor, Tensor]:
+        precise = torch.promote_types(x_BTD.dtype, torch.float32)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            weight_MD, bias_M = self.weight_MD.to(precise), self.bias_M.to(precise)
+            scores_BTM = F.linear(x_BTD.to(precise), weight_MD, bias_M)
+            scores_BTM = smoothed(scores_BTM, smooth_BM, ctx, self.config.adaptation)
+            smooth_BM = scores_BTM[:, -1]
+            scores_BTM = held(scores_BTM, held_BM, ctx, self.config.block_len)
+            held_BM = scores_BTM[:, -1]
+            scores_BTM = scores_BTM / self.softness.to(precise).clamp(min=COLDEST)
+            decision = self._decision(scores_BTM)
+        return decision, smooth_BM, held_BM
+
+    def _decision(self, scores_BTM: Tensor) -> Decision:
+        if self.config.gate == "sparsemax":
+            gates_BTM = sparsemax(scores_BTM)
+            used_BTM = gates_BTM > 0
+        else:
+            gates_BTM = scores_BTM.softmax(-1)
+            best = gates_BTM.topk(2, dim=-1)
+            used_BTM = torch.zeros_like(gates_BTM, dtype=torch.bool)
+            used_BTM = used_BTM.scatter(-1, best.indices[..., :1], True)
+            unsure_BT1 = best.values[..., :1] < self.config.confidence_threshold
+            second_BTM = torch.zeros_like(used_BTM).scatter(-1, best.indices[..., 1:], True)
+            used_BTM = used_BTM | (second_BTM & unsure_BT1)
+        if not self.hard:
+            return Decision(gates_BTM, torch.ones_like(used_BTM), gates_BTM)
+        share_BTM = used_BTM + gates_BTM - gates_BTM.detach()
+        kept_BTM = gates_BTM * used_BTM
+        # the sum is one, and yet gates learn
+        total_BT1 = kept_BTM.sum(-1, keepdim=True).detach()
+        return Decision(kept_BTM / total_BT1, used_BTM, share_BTM)
+
+    def _all(
+        self, x_BTD: Tensor, states: list[Any], ctx: Ctx, decision: Decision
+    ) -> tuple[Tensor, list[Any]]:
+        y_BTD, after = torch.zeros_like(x_BTD), []
+        for number, (mixer, state) in enumerate(zip(self._each, states, strict=True)):
+            own_BTD, state, _ = mixer(x_BTD, state, ctx)
+            y_BTD = y_BTD + self._weighted(own_BTD, decision.gates_BTM[..., number], number)
+            after.append(state)
+        return y_BTD, after
+
+    def _chosen(
+        self, x_BTD: Tensor, states: list[Any], ctx: Ctx, decision: Decision
+    ) -> tuple[Tensor, list[Any]]:
+        first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
+        y_BTD, after = torch.zeros_like(x_BTD), []
+        for number, (mixer, state) in enumerate(zip(self._each, states, strict=True)):
+            active_BT = decision.used_BTM[..., number] | first_BT
+            if ctx.valid_BT is not None:
+                active_BT = active_BT & ctx.valid_BT
+            chosen = select(active_BT)
+            if chosen.index_BK.shape[1] and not isinstance(mixer, Skip):
+                own_BKD, state, _ = mixer(chosen.take(x_BTD), state, chosen.context(ctx))
+                gates_BK = chosen.take(decision.gates_BTM[..., number])
+                own_BKD = self._weighted(own_BKD, gates_BK, number)
+                y_BTD = chosen.put(y_BTD, chosen.take(y_BTD) + own_BKD)
+            after.append(state)
+        return y_BTD, after
+
+    def _weighted(self, y_BTD: Tensor, gates_BT: Tensor, number: int) -> Tensor:
+        return y_BTD * (gates_BT * self.scale_M[number]).to(y_BTD.dtype)[..., None]
+
+    def _charge(self, decision: Decision, ctx: Ctx) -> Tensor:
+        assert self.config.budget is not None
+        shares_M = _mean(decision.share_BTM, ctx)
+        over = (shares_M * shares_M.new_tensor(self.shares)).sum() - self.config.budget.flops
+        return self.price.to(over.dtype) * over
+
+    def _route(self, decision: Decision, ctx: Ctx) -> Route:
+        share_BTM = decision.share_BTM.detach()
+        return Route(decision.gates_BTM.detach(), decision.used_BTM, _mean(share_BTM, ctx))
+
+    def settled(self, state: tuple[Any, ...], segment_B: Tensor, pos_B: Tensor) -> tuple[Any, ...]:
+        """The state without keys that no later token sees; see `Attention.settled`."""
+        smooth_BM, held_BM, *states = state
+        kept = (
+            mixer.settled(one, segment_B, pos_B) if isinstance(mixer, Attention) else one
+            for mixer, one in zip(self.mixers, states, strict=True)
+        )
+        return (smooth_BM, held_BM, *kept)
+
+    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
+        """Of the tokens that mixers ran for in the last step; at first, as if all of them ran."""
+        each = [mixer.cost(context_len, value_bytes) for mixer in self._each]
+        router = 2 * self.weight_MD.numel()
+
+        def used(operations: Sequence[int]) -> int:
+            return round(sum(a * b for a, b in zip(self.used, operations, strict=True)))
+
+        scores = 2 * max(value_bytes, 4) * len(self.mixers)
+        return Cost(
+            router + used([one.flops_per_token for one in each]),
+            3 * router + used([one.training_flops for one in each]),
+            router + used([one.decode_flops for one in each]),
+            scores + sum(one.state_bytes for one in each),
+        )
+
+
+def _mean(share_BTM: Tensor, ctx: Ctx) -> Tensor:
+    """[M], over the real tokens."""
+    if ctx.valid_BT is None:
+        return share_BTM.mean((0, 1))
+    real_BT1 = ctx.valid_BT[:, :, None].to(share_BTM.dtype)
+    return (share_BTM * real_BT1).sum((0, 1)) / real_BT1.sum().clamp(min=1)
+
+
+def smoothed(scores_BTM: Tensor, before_BM: Tensor, ctx: Ctx, adaptation: float) -> Tensor:
+    """s_t = s_{t-1} + adaptation (scores_t - s_{t-1}) inside of documents; s = scores at their
+    first token. Padding changes nothing.
+    """
+    if adaptation == 1 and ctx.valid_BT is None:
+        return scores_BTM
+    first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
+    pieces = []
+    for start in range(0, scores_BTM.shape[1], SCAN):
+        piece = slice(start, start + SCAN)
+        first, own = first_BT[:, piece], scores_BTM[:, piece]
+        real = torch.ones_like(first) if ctx.valid_BT is None else ctx.valid_BT[:, piece]
+        document, count = first.cumsum(1), real.cumsum(1)
+        T = own.shape[1]
+        causal = torch.ones(T, T, dtype=torch.bool, device=own.device).tril()
+        same = (document[:, :, None] == document[:, None, :]) & causal & real[:, None, :]
+        weight = torch.where(first, 1.0, adaptation).to(own.dtype)
+        # a power of 0, where adaptation is 1, is 1 at no distance
+        apart = (count[:, :, None] - count[:, None, :]).clamp(min=0)
+        matrix = (1 - adaptation) ** apart.to(own.dtype) * weight[:, None, :]
+        out = matrix.masked_fill(~same, 0) @ own
+        left = ((1 - adaptation) ** count.to(own.dtype)).masked_fill(document > 0, 0)
+        out = out + left[:, :, None] * before_BM[:, None].to(own.dtype)
+        before_BM = out[:, -1]
+        pieces.append(out)
+    return torch.cat(pieces, dim=1)
+
+
+def held(scores_BTM: Tensor, before_BM: Tensor, ctx: Ctx, block_len: int) -> Tensor:
+    """At every token the scores of the latest one that began a block."""
+    if block_len == 1:
+        return scores_BTM
+    leads_BT = ctx.pos_BT % block_len == 0
+    if ctx.valid_BT is not None:
+        leads_BT = leads_BT & ctx.valid_BT
+    steps_T = torch.arange(scores_BTM.shape[1], device=scores_BTM.device)
+    latest_BT = torch.where(leads_BT, steps_T, -1).cummax(dim=1).values
+    index_BTM = latest_BT.clamp(min=0)[:, :, None].expand_as(scores_BTM)
+    led_BTM = scores_BTM.gather(1, index_BTM)
+    return torch.where((latest_BT < 0)[:, :, None], before_BM[:, None].to(led_BTM.dtype), led_BTM)
+
+
+def undecided(model: AnyModule) -> AnyModule:
+    """The model with all mixers running for all tokens: what is planned for, as no value is known
+    before there are numbers."""
+    for module in model.modules():
+        if isinstance(module, RoutedMixer):
+            module.hard = False
+    return model
+
+
+def settle_routers(model: nn.Module) -> None:
+    """After weights were read: routers are as hard as those were."""
+    for module in model.modules():
+        if isinstance(module, RoutedMixer):
+            module.settle()

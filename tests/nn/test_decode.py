@@ -75,8 +75,8 @@ def odd_config(**changes: Any) -> ModelConfig:
 STACKS = {
     name: one
     for name, one in CONFIGS.items()
-    # of sparse weights there is no native step
-    if isinstance(one.core, StackConfig) and "sparsemax" not in name
+    # of sparse weights and of routers there is no native step
+    if isinstance(one.core, StackConfig) and "sparsemax" not in name and "routed" not in name
 }
 ALL = {**STACKS, "odd": odd_config(), "odd-rms": odd_config(norm="rms_norm")}
 LOOPED = [name for name, one in CONFIGS.items() if not isinstance(one.core, StackConfig)]
@@ -137,13 +137,27 @@ def test_fused_steps_equal_their_modules(isa: str, name: str, B: int) -> None:
     assert_same(state, expected.state, 1e-5)
 
 
-def test_sparse_weights_are_decoded_by_modules_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    model = awake(CONFIGS["attention-sparsemax+swiglu"]).float().eval()
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("attention-sparsemax+swiglu", "Attention"),
+        ("routed-soft+swiglu", "RoutedMixer"),
+        ("routed-hard+channel_mix", "RoutedMixer"),
+    ],
+)
+def test_what_has_no_native_step_is_decoded_by_modules_and_said(
+    name: str,
+    module: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decode, "_announced", set())
+    model = awake(CONFIGS[name]).float().eval()
     decoder, tokens_BT = Decoder(model), tokens(2, 9)
     logits_BTV, _ = read_by_steps(decoder, tokens_BT, model.init_state(2))
     expected = model(tokens_BT, model.init_state(2)).logits_BTV
     torch.testing.assert_close(logits_BTV, expected, rtol=1e-4, atol=1e-4)
-    assert "no native step for this Attention" in caplog.text
+    assert f"no native step for this {module}" in caplog.text
 
 
 @pytest.mark.parametrize("name", LOOPED)

@@ -40,6 +40,11 @@ def assert_counted(
     # what experts compute too much, to have few shapes, is no work of the model
     with mock.patch.object(experts, "rounded_up", lambda size: size):
         counted = count_step(model, tokens_BT, precision) / tokens_BT.numel()
+    if any(getattr(block.mixer, "soft_share", 1) == 0 for block in config.core.blocks.values()):
+        # how many tokens are chosen is known when they are there: the formula has all of them, and
+        # not that a window between chosen tokens is looked for key by key
+        assert 0.3 * predicted < counted <= 1.05 * predicted
+        return
     gates = {getattr(block.ffn, "gate", None) for block in config.core.blocks.values()}
     if any(isinstance(gate, TopPConfig) for gate in gates):
         # how many experts a token takes is known when it is there: the formula has the most
@@ -85,6 +90,8 @@ def test_training_flops_of_every_mixer(name: str) -> None:
 
 def kept_part(state: Any) -> int:
     """Bytes of a state without the spare room of a cache."""
+    if isinstance(state, tuple) and not hasattr(state, "_fields"):
+        return sum(map(kept_part, state))
     if not isinstance(state, KVState):
         return num_bytes(state)
     return round(num_bytes(state) * state.length / max(1, state.k_BKSH.shape[2]))
@@ -104,9 +111,14 @@ def test_state_bytes_are_those_of_a_real_state(mixer: str, ffn: str, tokens: int
         kept += kept_part(mixer_state)
         kept += kept_part(ffn_state)
     caches, recurrent = flops.state_bytes(weightless(model.config), tokens)
-    assert caches + recurrent == kept
-    assert (caches > 0) == (mixer.startswith("attention") or ffn == "moe-transformer")
-    assert (recurrent > 0) == (mixer.startswith("rwkv7") or ffn == "channel_mix")
+    if mixer.startswith("routed") and mixer != "routed-soft":
+        # how many keys are written is known when they are there: the formula has all of them
+        assert kept <= caches + recurrent
+    else:
+        assert caches + recurrent == kept
+    several = mixer.startswith("routed")
+    assert (caches > 0) == (mixer.startswith("attention") or several or ffn == "moe-transformer")
+    assert (recurrent > 0) == (mixer.startswith("rwkv7") or several or ffn == "channel_mix")
 
 
 def test_decoding_grows_with_attention_alone() -> None:

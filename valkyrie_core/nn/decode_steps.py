@@ -66,7 +66,7 @@ class TimeMixStep(Native):
     def __init__(self, norm: nn.Module, mixer: RWKV7, weights: Weights, arena: Arena) -> None:
         super().__init__(weights, arena, kernel.rwkv_library(), "time_mix")
         pack = self._pack
-        self.has_residual = hasattr(mixer, "v0")
+        self.has_residual = mixer.mixes_values
         N, H = mixer.num_heads, mixer.head_dim
 
         def second(factor_RD: Tensor) -> kernel.Matrix:

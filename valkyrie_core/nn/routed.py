@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from valkyrie_core.config import Config
 from valkyrie_core.nn.attention import Attention, AttentionConfig
 from valkyrie_core.nn.layers import Role
-from valkyrie_core.nn.rwkv import RWKV7Config
+from valkyrie_core.nn.rwkv import RWKV7, RWKV7Config
 from valkyrie_core.nn.selection import select
 from valkyrie_core.nn.sparsemax import sparsemax
 from valkyrie_core.nn.state import Cost, Ctx, Mixer, Route
@@ -136,8 +136,12 @@ class RoutedMixer(nn.Module):
         super().__init__()
         self.config = config
         self.names = tuple(config.mixers)
+        place = {"layer_idx": layer_idx, "num_layers": num_layers}
         self.mixers = nn.ModuleList(
-            mixer.build(dim, layer_idx=layer_idx, num_layers=num_layers)
+            # not every token has values of a first layer that chooses
+            RWKV7(dim, mixer, **place, mixes_values=False)
+            if isinstance(mixer, RWKV7Config)
+            else mixer.build(dim, **place)
             for mixer in config.mixers.values()
         )
         M = len(self.mixers)
@@ -162,12 +166,22 @@ class RoutedMixer(nn.Module):
         context = BudgetConfig(flops=1).context_len
         if self.config.budget is not None:
             context = self.config.budget.context_len
-        each = [mixer.cost(context).flops_per_token for mixer in self._each]
+        each = [mixer.cost(context).flops_per_token for mixer in self.each]
         return tuple(one / max(each) for one in each)
 
     @property
-    def _each(self) -> list[Mixer]:
+    def each(self) -> list[Mixer]:
+        """The mixers."""
         return list(self.mixers)  # type: ignore[arg-type]
+
+    @staticmethod
+    def states_of(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The mixers' states."""
+        return state[2:]
+
+    def score_bytes(self, value_bytes: int = 4) -> int:
+        """What the router remembers of a sequence."""
+        return 2 * max(value_bytes, 4) * len(self.mixers)
 
     def anneal(self, done: float) -> None:
         """Grows harder with the share of training that is done."""
@@ -202,7 +216,7 @@ class RoutedMixer(nn.Module):
         """Smoothed scores, the scores of the present block, and the mixers' states."""
         precise = torch.promote_types(dtype, torch.float32)
         scores = torch.zeros(batch_size, len(self.mixers), device=device, dtype=precise)
-        states = (m.init_state(batch_size, device=device, dtype=dtype) for m in self._each)
+        states = (m.init_state(batch_size, device=device, dtype=dtype) for m in self.each)
         return (scores, scores, *states)
 
     def forward(
@@ -257,7 +271,7 @@ class RoutedMixer(nn.Module):
         self, x_BTD: Tensor, states: list[Any], ctx: Ctx, decision: Decision
     ) -> tuple[Tensor, list[Any]]:
         y_BTD, after = torch.zeros_like(x_BTD), []
-        for number, (mixer, state) in enumerate(zip(self._each, states, strict=True)):
+        for number, (mixer, state) in enumerate(zip(self.each, states, strict=True)):
             own_BTD, state, _ = mixer(x_BTD, state, ctx)
             y_BTD = y_BTD + self._weighted(own_BTD, decision.gates_BTM[..., number], number)
             after.append(state)
@@ -268,7 +282,7 @@ class RoutedMixer(nn.Module):
     ) -> tuple[Tensor, list[Any]]:
         first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
         y_BTD, after = torch.zeros_like(x_BTD), []
-        for number, (mixer, state) in enumerate(zip(self._each, states, strict=True)):
+        for number, (mixer, state) in enumerate(zip(self.each, states, strict=True)):
             active_BT = decision.used_BTM[..., number] | first_BT
             if ctx.valid_BT is not None:
                 active_BT = active_BT & ctx.valid_BT
@@ -305,18 +319,22 @@ class RoutedMixer(nn.Module):
 
     def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
         """Of the tokens that mixers ran for in the last step; at first, as if all of them ran."""
-        each = [mixer.cost(context_len, value_bytes) for mixer in self._each]
+        each = [mixer.cost(context_len, value_bytes) for mixer in self.each]
         router = 2 * self.weight_MD.numel()
+        smoothing = 0
+        if self.config.adaptation < 1:
+            whole, rest = divmod(context_len, SCAN)
+            pairs = whole * SCAN**2 + rest**2
+            smoothing = 2 * len(self.mixers) * pairs // context_len
 
         def used(operations: Sequence[int]) -> int:
             return round(sum(a * b for a, b in zip(self.used, operations, strict=True)))
 
-        scores = 2 * max(value_bytes, 4) * len(self.mixers)
         return Cost(
-            router + used([one.flops_per_token for one in each]),
-            3 * router + used([one.training_flops for one in each]),
+            router + smoothing + used([one.flops_per_token for one in each]),
+            3 * router + 2 * smoothing + used([one.training_flops for one in each]),
             router + used([one.decode_flops for one in each]),
-            scores + sum(one.state_bytes for one in each),
+            self.score_bytes(value_bytes) + sum(one.state_bytes for one in each),
         )
 
 

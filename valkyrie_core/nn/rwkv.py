@@ -91,8 +91,21 @@ class RWKV7(nn.Module):
         **dict.fromkeys(("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2"), "low_rank"),
     }
 
-    def __init__(self, dim: int, config: RWKV7Config, *, layer_idx: int, num_layers: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        config: RWKV7Config,
+        *,
+        layer_idx: int,
+        num_layers: int,
+        mixes_values: bool = True,
+    ) -> None:
+        """
+        Args:
+            mixes_values: but in the first layer, values are mixed with those of the first layer.
+        """
         super().__init__()
+        self.mixes_values = mixes_values and layer_idx > 0
         self.head_dim = config.head_dim
         self.signed = config.eigenvalues == "signed"
         self.num_heads = dim // config.head_dim
@@ -108,7 +121,7 @@ class RWKV7(nn.Module):
         rate = config.rate_rank or low_rank(dim, 2.5)
         self.w1, self.w2 = _factors(dim, config.decay_rank or low_rank(dim, 2.5))
         self.a1, self.a2 = _factors(dim, rate)
-        if layer_idx > 0:
+        if self.mixes_values:
             self.v1, self.v2 = _factors(dim, config.value_rank or low_rank(dim, 1.7))
         self.g1, self.g2 = _factors(dim, config.gate_rank or low_rank(dim, 5.0))
 
@@ -131,7 +144,7 @@ class RWKV7(nn.Module):
         speed = -6 + 6 * (torch.arange(dim) / (dim - 1)).pow(1 + depth**0.3)
         self.w0 = nn.Parameter(speed + 0.5 + 2.5 * zigzag)
         self.a0 = nn.Parameter(-0.19 + 0.3 * zigzag + 0.4 * linear)
-        if layer_idx > 0:
+        if self.mixes_values:
             self.v0 = nn.Parameter(0.73 - 0.4 * linear)
         self.k_k = nn.Parameter(0.71 - 0.1 * linear)
         self.k_a = nn.Parameter(torch.full((dim,), 1.02))
@@ -161,7 +174,7 @@ class RWKV7(nn.Module):
         is_first = ctx.v_first_BTD is None
         if is_first:
             ctx = ctx._replace(v_first_BTD=v)
-        mixes_values = not is_first and hasattr(self, "v0")
+        mixes_values = not is_first and self.mixes_values
         rows = Rows(
             r=self.receptance(xr),
             k=self.key(xk),

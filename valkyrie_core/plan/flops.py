@@ -12,6 +12,8 @@ from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.recursive import Recursive
+from valkyrie_core.nn.routed import RoutedMixer
+from valkyrie_core.nn.state import Mixer
 from valkyrie_core.plan.parameters import count_parameters
 
 HEAD = "head"
@@ -55,13 +57,23 @@ def state_bytes(model: Model, context_len: int, value_bytes: int = 4) -> tuple[i
     # a mixer's state tells what it is, so that no list of types has to be kept here
     states = model.init_state(1).layers
     for block, pass_states in zip(model.blocks(), states, strict=True):
-        costs = block.costs(context_len, value_bytes)
-        for cost, state in zip(costs, pass_states, strict=True):
-            if _grows(state):
-                caches += cost.state_bytes
-            else:
-                recurrent += cost.state_bytes
+        for part, state in zip((block.mixer, block.ffn), pass_states, strict=True):
+            for inner, own in _parts(part, state):
+                size = inner.cost(context_len, value_bytes).state_bytes
+                if _grows(own):
+                    caches += size
+                else:
+                    recurrent += size
+            if isinstance(part, RoutedMixer):
+                recurrent += part.score_bytes(value_bytes)
     return caches, recurrent
+
+
+def _parts(mixer: Mixer, state: Any) -> list[tuple[Mixer, Any]]:
+    """A mixer with its state; of a router all of its mixers."""
+    if not isinstance(mixer, RoutedMixer):
+        return [(mixer, state)]
+    return list(zip(mixer.each, mixer.states_of(state), strict=True))
 
 
 def _grows(state: Any) -> bool:

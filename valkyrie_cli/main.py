@@ -27,6 +27,7 @@ from valkyrie_cli.commands import (
     plan,
     read,
     recipe,
+    routes,
     runs,
     tokenizer,
     train,
@@ -106,6 +107,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("experts")(experts.experts)
+app.command("routes")(routes.routes)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)

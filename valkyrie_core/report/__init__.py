@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     )
     from valkyrie_core.report.machine import Check, DoctorReport
     from valkyrie_core.report.plan import PlanReport
+    from valkyrie_core.report.routes import PassRoutes, RoutesReport
     from valkyrie_core.report.tokenizers import (
         TokenizerBuildReport,
         TokenizerEvalReport,
@@ -126,6 +127,7 @@ __all__ = [
     "MemoryScore",
     "MutualInformation",
     "Part",
+    "PassRoutes",
     "PlanReport",
     "PositionScore",
     "ReadReport",
@@ -133,6 +135,7 @@ __all__ = [
     "RecurrentFormat",
     "Report",
     "RouterSaturation",
+    "RoutesReport",
     "RunSummary",
     "RunsListReport",
     "RunsShowReport",
@@ -193,6 +196,7 @@ _PLACES = {
     "MemoryScore": "evaluation",
     "MutualInformation": "experts",
     "Part": "base",
+    "PassRoutes": "routes",
     "PlanReport": "plan",
     "PositionScore": "long_context",
     "ReadReport": "inference",
@@ -200,6 +204,7 @@ _PLACES = {
     "RecurrentFormat": "formats",
     "Report": "base",
     "RouterSaturation": "experts",
+    "RoutesReport": "routes",
     "RunSummary": "inventory",
     "RunsListReport": "inventory",
     "RunsShowReport": "inventory",

@@ -33,6 +33,7 @@ from valkyrie_core.report import (
     PlanReport,
     ReadReport,
     RecurrentFormat,
+    RoutesReport,
     SearchReport,
     TokenizerBuildReport,
     TokenizerEvalReport,
@@ -582,4 +583,42 @@ def experts(
         save=save,
         seed=seed,
         told=progress,
+    )
+
+
+def routes(
+    run: str | Path | None = None,
+    *,
+    runs_dir: str | Path = "runs",
+    step: int | None = None,
+    text: str | Path | None = None,
+    prompt: str | None = None,
+    tokens: int | None = None,
+    save: bool = True,
+) -> RoutesReport:
+    """Which mixers the tokens of a text go through in a run with routers.
+
+    Args:
+        step: of the checkpoint; None: the best one.
+        text: a file to read; with neither that nor a prompt: the first held-out document.
+        prompt: the text itself.
+        tokens: of it, at most; None: 256.
+        save: draws `routes.png` into the run's directory.
+
+    Raises:
+        MissingError: there is no such run, step or text, or the run's texts are gone.
+        UsageError: the run has no routers, the text no tokens, or there are two texts.
+        CheckpointError: no checkpoint is valid, or the texts are not those of the training.
+    """
+    from valkyrie_core.runs.mixer_routes import TOKENS, routes_of_run
+
+    if tokens is not None and tokens < 1:
+        raise UsageError(f"a text has at least 1 token, not {tokens}")
+    return routes_of_run(
+        find_run(run, runs_dir),
+        step=step,
+        text=None if text is None else typed_path(text),
+        prompt=prompt,
+        tokens=TOKENS if tokens is None else tokens,
+        save=save,
     )

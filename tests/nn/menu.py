@@ -177,14 +177,10 @@ def hybrid_config(pattern: str = "rra", **extra: Any) -> ModelConfig:
         "a": {"mixer": MIXERS["attention-gqa"], "ffn": FFNS["swiglu"]},
     }
     used = {name: block for name, block in blocks.items() if name in pattern}
-    return ModelConfig.model_validate(
-        {
-            "vocab_size": VOCAB,
-            "dim": 16,
-            "core": {"type": "stack", "blocks": used, "pattern": list(pattern)},
-            **extra,
-        }
-    )
+    core: dict[str, Any] = {"type": "stack", "blocks": used, "pattern": list(pattern)}
+    if "feedback" in extra:
+        core["feedback"] = extra.pop("feedback")
+    return ModelConfig.model_validate({"vocab_size": VOCAB, "dim": 16, "core": core, **extra})
 
 
 def recursive_config(
@@ -222,6 +218,8 @@ CONFIGS: dict[str, ModelConfig] = {
     "hybrid": hybrid_config(),
     "hybrid-attention-first": hybrid_config("arr"),
     "one-layer": hybrid_config("r"),
+    "feedback": hybrid_config("rara", feedback={"type": "gated"}),
+    "feedback-attention-first": hybrid_config("aarr", feedback={"type": "gated"}),
     "rms-norm": hybrid_config(norm="rms_norm"),
     "tied": hybrid_config(head="tied"),
     "recursive": recursive_config("ra", prelude="a", coda="r"),

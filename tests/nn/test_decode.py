@@ -75,8 +75,9 @@ def odd_config(**changes: Any) -> ModelConfig:
 STACKS = {
     name: one
     for name, one in CONFIGS.items()
-    # of sparse weights and of routers there is no native step
-    if isinstance(one.core, StackConfig) and "sparsemax" not in name and "routed" not in name
+    # of sparse weights, of routers and of layers that hear each other there is no native step
+    if isinstance(one.core, StackConfig)
+    and not any(word in name for word in ("sparsemax", "routed", "feedback"))
 }
 ALL = {**STACKS, "odd": odd_config(), "odd-rms": odd_config(norm="rms_norm")}
 LOOPED = [name for name, one in CONFIGS.items() if not isinstance(one.core, StackConfig)]

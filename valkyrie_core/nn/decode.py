@@ -162,6 +162,9 @@ class Decoder:
         if not isinstance(core, Stack) or not isinstance(own, Stack):
             _announce("there are no native steps for looped blocks")
             return None
+        if self._given.config.core.type == "stack" and self._given.config.core.feedback:
+            _announce("there are no native steps for layers that hear each other")
+            return None
         arena = Arena()
         layers = []
         try:

@@ -205,7 +205,7 @@ class Recursive(nn.Module):
                 h_BTD, ctx = new_BTD, own_ctx
             else:
                 h_BTD = chosen.put(h_BTD, new_BTD)
-                ctx = ctx._replace(aux=own_ctx.aux, routed=own_ctx.routed)
+                ctx = ctx._replace(aux=own_ctx.aux, routed=own_ctx.routed, routes=own_ctx.routes)
             trains = self.reads_between and torch.is_grad_enabled()
             if (trains or self.keeps_between) and loop < self.loops - 1:
                 ctx = ctx._replace(between=(*ctx.between, h_BTD))

@@ -75,6 +75,10 @@ class Ctx(NamedTuple):
     """1 + the index of the last real token before each position (0: the state's); with padding."""
     v_first_BTD: Tensor | None = None
     """The values of the first RWKV-7 layer."""
+    recurred_BTD: Tensor | None = None
+    """What the mixer of the latest recurrent layer made, where layers hear each other."""
+    attended_BTD: Tensor | None = None
+    """What that of the latest layer of attention made."""
     aux: tuple[tuple[str, Tensor], ...] = ()
     """Auxiliary losses so far, already weighted; a name comes once for every layer that has one."""
     routed: tuple[Routed, ...] = ()

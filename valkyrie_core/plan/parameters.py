@@ -47,6 +47,8 @@ def count_parameters(model: Model) -> Parameters:
         parts["norms"] += _size(layer.mixer_norm) + _size(layer.ffn_norm)
         parts[mixer] = parts.get(mixer, 0) + _size(layer.mixer)
         parts[ffn] = parts.get(ffn, 0) + _size(layer.ffn)
+        if layer.heard_parameters:
+            parts["feedback"] = parts.get("feedback", 0) + layer.heard_parameters
     if isinstance(model.core, Recursive | CanvasCore):
         parts["loops"] = model.core.own_parameters
     if isinstance(model, Canvas):

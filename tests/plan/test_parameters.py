@@ -33,6 +33,8 @@ def test_total_and_parts_are_those_of_a_real_model(config: ModelConfig) -> None:
     kinds = {x for block in config.core.blocks.values() for x in (block.mixer.type, block.ffn.type)}
     if isinstance(config.core, RecursiveConfig):
         kinds.add("loops")
+    if getattr(config.core, "feedback", None):
+        kinds.add("feedback")
     assert set(counted.by_part) == {"embedding", "head", "norms", *kinds}
     assert (counted.by_part["head"] == 0) == (config.head == "tied")
 

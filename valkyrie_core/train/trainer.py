@@ -188,7 +188,8 @@ class Trainer:
         rng = RngState.capture()
         scale = self.plan.scale(step)
         self.optimizers.set_lr_scale(scale)
-        self.routing.restart(step / self.plan.horizon)
+        # of the recipe's steps: what has grown hard stays so where training is extended
+        self.routing.restart(step / self.config.steps)
         try:
             work = self.objective.gradients(step)
             grad_norm = self._update.finish(work.loss)

@@ -199,7 +199,7 @@ def test_the_operators_are_well_formed() -> None:
     for first in (False, True):
         rows, vectors, state = problem(1, 5, 2, 8, first=first, dtype=torch.float32)
         flags = torch.tensor([[0, 1, 2, 0, 0]], dtype=torch.uint8)
-        arguments = (*rows, *vectors, state, flags, 8, True)
+        arguments = (*rows, *vectors, state, flags, 8, not first, True)
         torch.library.opcheck(time_module._op, arguments, test_utils=checked)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tests.nn.menu import ATTENTION, RWKV, SKIP
 from valkyrie_core.nn.backbone import ModelConfig
-from valkyrie_core.nn.routed import RoutedConfig, RoutedMixer, Skip, held, settle_routers, smoothed
+from valkyrie_core.nn.routed import RoutedConfig, RoutedMixer, Skip, settle_routers
+from valkyrie_core.nn.router_scores import held, smoothed
 from valkyrie_core.nn.state import Ctx
 
 DIM = 16

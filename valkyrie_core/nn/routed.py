@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from valkyrie_core.config import Config
 from valkyrie_core.nn.attention import Attention, AttentionConfig
 from valkyrie_core.nn.layers import Role
+from valkyrie_core.nn.router_scores import held, smoothed, smoothing_flops
 from valkyrie_core.nn.rwkv import RWKV7, RWKV7Config
 from valkyrie_core.nn.selection import select
 from valkyrie_core.nn.sparsemax import sparsemax
@@ -38,8 +39,6 @@ from valkyrie_core.nn.state import Cost, Ctx, Mixer, Route
 COLDEST = 0.3
 """The temperature at the end of the soft part, and from there on."""
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-SCAN = 128
-"""Tokens whose scores are smoothed at one time."""
 
 
 class SkipConfig(Config):
@@ -321,11 +320,7 @@ class RoutedMixer(nn.Module):
         """Of the tokens that mixers ran for in the last step; at first, as if all of them ran."""
         each = [mixer.cost(context_len, value_bytes) for mixer in self.each]
         router = 2 * self.weight_MD.numel()
-        smoothing = 0
-        if self.config.adaptation < 1:
-            whole, rest = divmod(context_len, SCAN)
-            pairs = whole * SCAN**2 + rest**2
-            smoothing = 2 * len(self.mixers) * pairs // context_len
+        smoothing = len(self.mixers) * smoothing_flops(context_len, self.config.adaptation)
 
         def used(operations: Sequence[int]) -> int:
             return round(sum(a * b for a, b in zip(self.used, operations, strict=True)))
@@ -344,48 +339,6 @@ def _mean(share_BTM: Tensor, ctx: Ctx) -> Tensor:
         return share_BTM.mean((0, 1))
     real_BT1 = ctx.valid_BT[:, :, None].to(share_BTM.dtype)
     return (share_BTM * real_BT1).sum((0, 1)) / real_BT1.sum().clamp(min=1)
-
-
-def smoothed(scores_BTM: Tensor, before_BM: Tensor, ctx: Ctx, adaptation: float) -> Tensor:
-    """s_t = s_{t-1} + adaptation (scores_t - s_{t-1}) inside of documents; s = scores at their
-    first token. Padding changes nothing.
-    """
-    if adaptation == 1 and ctx.valid_BT is None:
-        return scores_BTM
-    first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
-    pieces = []
-    for start in range(0, scores_BTM.shape[1], SCAN):
-        piece = slice(start, start + SCAN)
-        first, own = first_BT[:, piece], scores_BTM[:, piece]
-        real = torch.ones_like(first) if ctx.valid_BT is None else ctx.valid_BT[:, piece]
-        document, count = first.cumsum(1), real.cumsum(1)
-        T = own.shape[1]
-        causal = torch.ones(T, T, dtype=torch.bool, device=own.device).tril()
-        same = (document[:, :, None] == document[:, None, :]) & causal & real[:, None, :]
-        weight = torch.where(first, 1.0, adaptation).to(own.dtype)
-        # a power of 0, where adaptation is 1, is 1 at no distance
-        apart = (count[:, :, None] - count[:, None, :]).clamp(min=0)
-        matrix = (1 - adaptation) ** apart.to(own.dtype) * weight[:, None, :]
-        out = matrix.masked_fill(~same, 0) @ own
-        left = ((1 - adaptation) ** count.to(own.dtype)).masked_fill(document > 0, 0)
-        out = out + left[:, :, None] * before_BM[:, None].to(own.dtype)
-        before_BM = out[:, -1]
-        pieces.append(out)
-    return torch.cat(pieces, dim=1)
-
-
-def held(scores_BTM: Tensor, before_BM: Tensor, ctx: Ctx, block_len: int) -> Tensor:
-    """At every token the scores of the latest one that began a block."""
-    if block_len == 1:
-        return scores_BTM
-    leads_BT = ctx.pos_BT % block_len == 0
-    if ctx.valid_BT is not None:
-        leads_BT = leads_BT & ctx.valid_BT
-    steps_T = torch.arange(scores_BTM.shape[1], device=scores_BTM.device)
-    latest_BT = torch.where(leads_BT, steps_T, -1).cummax(dim=1).values
-    index_BTM = latest_BT.clamp(min=0)[:, :, None].expand_as(scores_BTM)
-    led_BTM = scores_BTM.gather(1, index_BTM)
-    return torch.where((latest_BT < 0)[:, :, None], before_BM[:, None].to(led_BTM.dtype), led_BTM)
 
 
 def undecided(model: AnyModule) -> AnyModule:

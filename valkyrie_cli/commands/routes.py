@@ -93,7 +93,7 @@ def _draw(report: RoutesReport, console: Console) -> None:
         for number, name in enumerate(one.mixers):
             first = number == 0
             table.add_row(
-                _place(one) if first else "",
+                safe_line(one.place) if first else "",
                 safe_line(name),
                 f"{one.share[name]:.1%}",
                 f"{one.operations:.0%}" if first else "",
@@ -108,15 +108,10 @@ def _draw(report: RoutesReport, console: Console) -> None:
         )
 
 
-def _place(one: PassRoutes) -> str:
-    loop = f", loop {one.loop}" if one.loop is not None else ""
-    return f"layer {one.layer} ({safe_line(one.block)}){loop}"
-
-
 def _heading(one: PassRoutes) -> Text:
     from rich.text import Text
 
-    line = Text(f"{_place(one)}, {'hard' if one.hard else 'soft'}: ")
+    line = Text(f"{safe_line(one.place)}, {'hard' if one.hard else 'soft'}: ")
     for number, name in enumerate(one.mixers):
         line.append(", " if number else "")
         line.append(safe_line(name), style=_STYLES[number % len(_STYLES)])

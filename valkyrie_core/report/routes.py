@@ -31,6 +31,12 @@ class PassRoutes(Part):
     used: list[list[int]]
     """By token: the mixers that ran for it."""
 
+    @property
+    def place(self) -> str:
+        """For people: layer 2 (chosen), loop 1."""
+        loop = f", loop {self.loop}" if self.loop is not None else ""
+        return f"layer {self.layer} ({self.block}){loop}"
+
 
 class RoutesReport(Report):
     """Which mixers the tokens of a text went through."""

@@ -120,7 +120,7 @@ def _pass_routes(
 
 def _keep(report: RoutesReport, place: RunPlace, skips: frozenset[str]) -> None:
     rows = [
-        Row(label_of(one), [one.mixers[mixer] for mixer in one.likeliest]) for one in report.routers
+        Row(one.place, [one.mixers[mixer] for mixer in one.likeliest]) for one in report.routers
     ]
     title = f"{report.run}, step {report.step}: the mixer with the greatest gate"
     try:
@@ -130,8 +130,3 @@ def _keep(report: RoutesReport, place: RunPlace, skips: frozenset[str]) -> None:
             f"{place.path} can't be written: {error}",
             hint="--no-save shows the routes without keeping them",
         ) from error
-
-
-def label_of(one: PassRoutes) -> str:
-    """A router's place, for people."""
-    return f"{one.layer} {one.block}" + (f", loop {one.loop}" if one.loop is not None else "")

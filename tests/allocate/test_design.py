@@ -19,8 +19,8 @@ from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe, resolve
 
 ROOT = Path(__file__).parents[2] / "recipes"
-ROUTED = ROOT / "tiny" / "routed.yaml"
-RECIPES = sorted({*ROOT.glob("*.yaml"), *ROOT.glob("tiny/*.yaml")} - {ROUTED})
+OF_NO_KIND = [ROOT / "tiny" / f"{name}.yaml" for name in ("routed", "hierarchical", "structure")]
+RECIPES = sorted({*ROOT.glob("*.yaml"), *ROOT.glob("tiny/*.yaml")} - {*OF_NO_KIND})
 
 
 def name(path: Path) -> str:
@@ -69,9 +69,10 @@ def test_sizes_are_matched(path: Path, match: str, ratio: str) -> None:
     HybridLM(narrowed(design.model, 32))
 
 
-def test_a_routed_block_is_of_no_kind() -> None:
-    with pytest.raises(UsageError, match="it chooses, token by token"):
-        rearranged(resolve(ROUTED).recipe.model, from_ratio("1:1", 2))
+@pytest.mark.parametrize("path", OF_NO_KIND, ids=name)
+def test_such_a_block_is_of_no_kind(path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{name(path)} is neither attention nor rwkv7"):
+        rearranged(resolve(path).recipe.model, from_ratio("1:1", 2))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)

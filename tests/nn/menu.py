@@ -41,7 +41,22 @@ ROUTED: dict[str, dict[str, Any]] = {
         "adaptation": 0.7,
     },
 }
+HIERARCHICAL: dict[str, dict[str, Any]] = {
+    "hierarchical": {
+        "type": "hierarchical",
+        "inner": RWKV,
+        "scales": {"type": "bands", "shortest": 1.5, "longest": 40, "bound": 0.7},
+    },
+    "hierarchical-strides": {
+        "type": "hierarchical",
+        "inner": {**RWKV, "eigenvalues": "signed"},
+        "scales": {"type": "strides", "strides": [1, 3, 4]},
+    },
+}
 MIXERS: dict[str, dict[str, Any]] = {
+    **HIERARCHICAL,
+    "structure": {"type": "structure", "chunk_len": 3, "num_heads": 2},
+    "structure-rounds": {"type": "structure", "chunk_len": 4, "num_heads": 4, "rounds": 2},
     "rwkv7": RWKV,
     "rwkv7-signed": {**RWKV, "eigenvalues": "signed"},
     "attention": {"type": "attention", "num_heads": 4},
@@ -192,6 +207,8 @@ def recursive_config(
         "a": {"mixer": MIXERS["attention-gqa"], "ffn": FFNS["swiglu"]},
         "m": {"mixer": MIXERS["attention-alibi"], "ffn": FFNS["moe-chain"]},
         "w": {"mixer": MIXERS["attention-window"], "ffn": FFNS["moe-transformer"]},
+        "h": {"mixer": MIXERS["hierarchical-strides"], "ffn": FFNS["channel_mix"]},
+        "s": {"mixer": MIXERS["structure"], "ffn": FFNS["swiglu"]},
     }
     used = {name: block for name, block in blocks.items() if name in pattern + prelude + coda}
     core = {
@@ -226,14 +243,18 @@ CONFIGS: dict[str, ModelConfig] = {
     "recursive-rwkv7": recursive_config("r", norm="rms_norm"),
     "recursive-experts": recursive_config("mw", loops=2),
     "recursive-once": recursive_config("a", loops=1),
+    "recursive-groups": recursive_config("hs", prelude="h", loops=2),
 }
 HALTING: dict[str, ModelConfig] = {
-    f"recursive-{rule['type']}": recursive_config(pattern, prelude=prelude, halting=rule)
+    f"recursive-{rule['type']}-{prelude}{pattern}": recursive_config(
+        pattern, prelude=prelude, halting=rule
+    )
     for pattern, prelude, rule in (
         ("ra", "", {"type": "latent", "threshold": 0.6}),
         ("r", "a", {"type": "kl", "threshold": 0.3}),
         ("am", "", {"type": "argmax"}),
         ("wr", "r", {"type": "confidence", "threshold": 0.5, "bias": 0.0}),
+        ("sh", "h", {"type": "latent", "threshold": 0.7}),
     )
 }
 """Cores whose tokens leave the loops when they are done."""

@@ -72,12 +72,12 @@ def odd_config(**changes: Any) -> ModelConfig:
     )
 
 
+BY_MODULES = ("sparsemax", "routed", "feedback", "hierarchical", "structure")
 STACKS = {
     name: one
     for name, one in CONFIGS.items()
-    # of sparse weights, of routers and of layers that hear each other there is no native step
-    if isinstance(one.core, StackConfig)
-    and not any(word in name for word in ("sparsemax", "routed", "feedback"))
+    # of these there is no native step
+    if isinstance(one.core, StackConfig) and not any(word in name for word in BY_MODULES)
 }
 ALL = {**STACKS, "odd": odd_config(), "odd-rms": odd_config(norm="rms_norm")}
 LOOPED = [name for name, one in CONFIGS.items() if not isinstance(one.core, StackConfig)]
@@ -143,6 +143,9 @@ def test_fused_steps_equal_their_modules(isa: str, name: str, B: int) -> None:
     [
         ("attention-sparsemax+swiglu", "Attention"),
         ("routed-soft+swiglu", "RoutedMixer"),
+        ("hierarchical+channel_mix", "BandedRWKV7"),
+        ("hierarchical-strides+swiglu", "StridedRWKV7"),
+        ("structure+channel_mix", "Structure"),
         ("routed-hard+channel_mix", "RoutedMixer"),
     ],
 )

@@ -224,5 +224,5 @@ def test_wrong_keys_are_told() -> None:
     with pytest.raises(ValidationError, match=r"head_dim \(7\) must divide dim \(16\)"):
         ModelConfig.model_validate({"vocab_size": 9, "dim": DIM, "core": core})
     canvas = {"type": "canvas", "cells": 4, "blocks": {"b": block}, "pattern": ["b"]}
-    with pytest.raises(ValidationError, match="routers look back alone"):
+    with pytest.raises(ValidationError, match="routed looks back alone"):
         ModelConfig.model_validate({"vocab_size": 9, "dim": DIM, "core": canvas})

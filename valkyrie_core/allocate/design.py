@@ -16,7 +16,6 @@ from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import BlockConfig, StackConfig
 from valkyrie_core.nn.canvas_core import CanvasConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
-from valkyrie_core.nn.routed import RoutedConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
 
 HEAD_DIM = 64
@@ -46,9 +45,9 @@ def kind_of(block: BlockConfig) -> str:
 
     Raises UsageError for a block that is neither, but chooses.
     """
-    if isinstance(block.mixer, RoutedConfig):
+    if not isinstance(block.mixer, AttentionConfig | RWKV7Config):
         raise UsageError(
-            "a routed block is neither recurrent nor attention: it chooses, token by token",
+            f"a block whose mixer is {block.mixer.type} is neither attention nor rwkv7",
             hint="layers are allocated to plain mixers",
         )
     return ATTENTION if isinstance(block.mixer, AttentionConfig) else RECURRENT

@@ -25,12 +25,14 @@ from torch.nn import functional as F
 from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.block import Block, Norm, build_norm
 from valkyrie_core.nn.core import Core, CoreConfig
+from valkyrie_core.nn.hierarchical import HierarchicalConfig
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.recursive import RecursiveConfig
 from valkyrie_core.nn.routed import Routable, RoutedConfig, SkipConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
 from valkyrie_core.nn.state import NO_DOCUMENT, Cost, Ctx, LMState, Route, Routed
 from valkyrie_core.nn.storage_type import store, widened
+from valkyrie_core.nn.structure import StructureConfig
 
 
 class ModelConfig(Config):
@@ -73,12 +75,16 @@ class ModelConfig(Config):
         return self
 
     def mixers(self) -> Iterator[tuple[tuple[str, ...], Routable]]:
-        """Where each mixer stands, and itself; of a router its mixers."""
+        """Where each mixer stands, and itself; of one that is made of mixers those."""
         for name, block in self.core.blocks.items():
             at = ("core", "blocks", name, "mixer")
             if isinstance(block.mixer, RoutedConfig):
                 for inner, mixer in block.mixer.mixers.items():
                     yield (*at, "mixers", inner), mixer
+            elif isinstance(block.mixer, HierarchicalConfig):
+                yield (*at, "inner"), block.mixer.inner
+            elif isinstance(block.mixer, StructureConfig):
+                yield at, block.mixer.attention
             else:
                 yield at, block.mixer
 

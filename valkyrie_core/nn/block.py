@@ -16,18 +16,23 @@ from torch.utils.checkpoint import checkpoint
 from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.nn.attention import AttentionConfig
 from valkyrie_core.nn.ffn import SwiGLUConfig
+from valkyrie_core.nn.hierarchical import HierarchicalConfig
 from valkyrie_core.nn.moe.layer import MoEConfig
 from valkyrie_core.nn.routed import RoutedConfig
 from valkyrie_core.nn.rwkv import ChannelMixConfig, RWKV7Config
 from valkyrie_core.nn.state import Cost, Ctx
 from valkyrie_core.nn.storage_type import call, store
+from valkyrie_core.nn.structure import StructureConfig
 
 Norm = Literal["layer_norm", "rms_norm"]
 Said = Literal["attended_BTD", "recurred_BTD"]
 SAID: dict[str, Said] = {"attention": "attended_BTD", "rwkv7": "recurred_BTD"}
 """Where the context keeps what the latest layer of a kind made, where layers hear each other."""
 
-TokenMixer = Annotated[AttentionConfig | RoutedConfig | RWKV7Config, Discriminator("type")]
+TokenMixer = Annotated[
+    AttentionConfig | HierarchicalConfig | RoutedConfig | RWKV7Config | StructureConfig,
+    Discriminator("type"),
+]
 ChannelMixer = Annotated[SwiGLUConfig | ChannelMixConfig | MoEConfig, Discriminator("type")]
 
 

@@ -81,9 +81,9 @@ class CanvasConfig(Config):
         for name, block in self.blocks.items():
             if name not in self.pattern:
                 raise MisfitError("the pattern does not name this block", ("blocks", name))
-            if block.mixer.type == "routed":
+            if block.mixer.type not in ("attention", "rwkv7"):
                 raise MisfitError(
-                    "routers look back alone: a canvas sees all cells at once",
+                    f"{block.mixer.type} looks back alone: a canvas sees all cells at once",
                     ("blocks", name, "mixer"),
                 )
             if block.mixer.type == "attention" and block.mixer.window is not None:

@@ -179,7 +179,7 @@ class RWKV7(nn.Module):
             r=self.receptance(xr),
             k=self.key(xk),
             v=v,
-            decay=(xw @ self.w1).tanh() @ self.w2,
+            decay=self.decay_rows((xw @ self.w1).tanh() @ self.w2),
             rate=xa @ self.a1 @ self.a2,
             share=xv @ self.v1 @ self.v2 if mixes_values else None,
             v_first=ctx.v_first_BTD if mixes_values else None,
@@ -194,6 +194,10 @@ class RWKV7(nn.Module):
             wkv_BNHH = wkv_BNHH.masked_fill(self._restarts(ctx), 0)
         z_BTD, wkv_BNHH = time_mix(rows, vectors, wkv_BNHH, ctx.doc_BT, signed=self.signed)
         return self.output(z_BTD), TimeMixState(last_BD, wkv_BNHH), ctx
+
+    def decay_rows(self, row_BTD: Tensor) -> Tensor:
+        """What stands beside w0 in the decay; a subclass may bound it."""
+        return row_BTD
 
     def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
         """Matrices, low-rank maps and the recurrence: every token alike, whatever was read."""

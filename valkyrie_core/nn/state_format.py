@@ -22,6 +22,7 @@ from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.routed import RoutedMixer
 from valkyrie_core.nn.rwkv import TimeMixState
 from valkyrie_core.nn.state import LMState, num_bytes
+from valkyrie_core.nn.structure import Structure
 
 LARGEST = 127
 SINKS = 4
@@ -180,5 +181,7 @@ def stretch_positions(model: HybridLM, factor: float, trained_context: int) -> i
 
 
 def attention_layers(model: HybridLM) -> list[Attention]:
-    """The attention layers, first one first."""
-    return [module for module in model.modules() if isinstance(module, Attention)]
+    """What attends to tokens, first layer first; messages between chunks are not among them."""
+    modules = list(model.modules())
+    of_chunks = {part for one in modules if isinstance(one, Structure) for part in one.each}
+    return [one for one in modules if isinstance(one, Attention) and one not in of_chunks]

@@ -19,7 +19,9 @@ from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe, resolve
 
 ROOT = Path(__file__).parents[2] / "recipes"
-OF_NO_KIND = [ROOT / "tiny" / f"{name}.yaml" for name in ("routed", "hierarchical", "structure")]
+OF_NO_KIND = [
+    ROOT / "tiny" / f"{name}.yaml" for name in ("routed", "hierarchical", "structure", "sure")
+]
 RECIPES = sorted({*ROOT.glob("*.yaml"), *ROOT.glob("tiny/*.yaml")} - {*OF_NO_KIND})
 
 
@@ -71,7 +73,9 @@ def test_sizes_are_matched(path: Path, match: str, ratio: str) -> None:
 
 @pytest.mark.parametrize("path", OF_NO_KIND, ids=name)
 def test_such_a_block_is_of_no_kind(path: Path) -> None:
-    with pytest.raises(UsageError, match=f"{name(path)} is neither attention nor rwkv7"):
+    with pytest.raises(
+        UsageError, match=r"mixer (routed|hierarchical|structure), neither attention nor"
+    ):
         rearranged(resolve(path).recipe.model, from_ratio("1:1", 2))
 
 

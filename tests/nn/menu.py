@@ -209,6 +209,9 @@ def recursive_config(
         "w": {"mixer": MIXERS["attention-window"], "ffn": FFNS["moe-transformer"]},
         "h": {"mixer": MIXERS["hierarchical-strides"], "ffn": FFNS["channel_mix"]},
         "s": {"mixer": MIXERS["structure"], "ffn": FFNS["swiglu"]},
+        "x": {"mixer": MIXERS["routed-hard"], "ffn": FFNS["swiglu"]},
+        "y": {"mixer": MIXERS["routed-sparsemax"], "ffn": FFNS["channel_mix"]},
+        "z": {"mixer": MIXERS["routed-soft"], "ffn": FFNS["swiglu"]},
     }
     used = {name: block for name, block in blocks.items() if name in pattern + prelude + coda}
     core = {
@@ -219,8 +222,9 @@ def recursive_config(
         "coda": list(coda),
         "loops": loops,
     }
-    if "halting" in extra:
-        core["halting"] = extra.pop("halting")
+    for key in ("halting", "loop_loss"):
+        if key in extra:
+            core[key] = extra.pop(key)
     tree = {"vocab_size": VOCAB, "dim": 16, "core": core, **extra}
     return ModelConfig.model_validate(tree)
 
@@ -245,6 +249,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "recursive-once": recursive_config("a", loops=1),
     "recursive-groups": recursive_config("hs", prelude="h", loops=2),
 }
+SURE = {"type": "confidence", "threshold": 0.5, "bias": 0.0}
 HALTING: dict[str, ModelConfig] = {
     f"recursive-{rule['type']}-{prelude}{pattern}": recursive_config(
         pattern, prelude=prelude, halting=rule
@@ -253,8 +258,11 @@ HALTING: dict[str, ModelConfig] = {
         ("ra", "", {"type": "latent", "threshold": 0.6}),
         ("r", "a", {"type": "kl", "threshold": 0.3}),
         ("am", "", {"type": "argmax"}),
-        ("wr", "r", {"type": "confidence", "threshold": 0.5, "bias": 0.0}),
+        ("wr", "r", SURE),
         ("sh", "h", {"type": "latent", "threshold": 0.7}),
+        ("xr", "", {"type": "latent", "threshold": 0.6}),
+        ("xy", "r", {**SURE, "then": "cheapest"}),
+        ("az", "", {**SURE, "then": "cheapest"}),
     )
 }
 """Cores whose tokens leave the loops when they are done."""

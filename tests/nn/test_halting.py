@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
 from tests.nn.menu import HALTING, VOCAB, awake, recursive_config
+from valkyrie_core.evaluate.rules import looping
 from valkyrie_core.nn.block import Block
 from valkyrie_core.nn.halting import (
     KL,
@@ -107,6 +109,56 @@ def test_who_is_done_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         widths.clear()
         model(tokens(1), state)
     assert widths == [1]
+
+
+SURE = {"type": "confidence", "bias": 0.0, "then": "cheapest"}
+
+
+def test_who_is_sure_goes_on_through_what_is_cheapest() -> None:
+    model = halting({**SURE, "threshold": 1e-6}, "x", loops=3)
+    x = tokens(rows=2)
+    with torch.no_grad():
+        _, state, ctx = model._hidden(x, model.init_state(2), None)
+    first, *later = ctx.routes
+    names = ("rwkv", "attn", "skip")
+    assert len(first.used_BTM.flatten(0, 1).unique(dim=0)) > 1
+    for route in later:
+        # but for a document's first token, which goes on as ever
+        assert route.used_BTM[:, 1:].all((0, 1)).tolist() == [name == "skip" for name in names]
+        assert not route.used_BTM[:, 1:, :2].any()
+    # all of them go through the rest of the block, in every loop
+    kept = [mixer_state[3].length for mixer_state, _ in state.layers]
+    assert kept[0] > 1
+    assert kept[1:] == [1, 1]
+    assert ctx.loops_BT is not None
+    assert (ctx.loops_BT[:, 1:] == 1).all()
+    assert ctx.sure_BT is None
+    halted = halting({**SURE, "threshold": 1e-6, "then": "halt"}, "x", loops=3)
+    assert not torch.allclose(logits(model, x)[:, 1:], logits(halted, x)[:, 1:])
+
+
+def test_who_is_never_sure_is_routed_as_ever() -> None:
+    model = halting({**SURE, "threshold": 1 - 1e-6}, "x", loops=3)
+    x = tokens()
+    found = logits(model, x)
+    core_of(model).halts = False
+    assert torch.equal(found, logits(model, x))
+
+
+def test_another_threshold_keeps_what_becomes_of_sure_tokens() -> None:
+    model = halting({**SURE, "threshold": 0.5}, "xr", loops=3)
+    with looping(model, ConfidenceConfig(threshold=0.7), None):
+        core = core_of(model)
+        assert isinstance(core.halting, Confidence)
+        assert core.halting.threshold == 0.7
+        assert core.sure_go_on
+
+
+def test_sure_tokens_need_a_router() -> None:
+    with pytest.raises(ValidationError, match="no block of the pattern is routed"):
+        recursive_config("a", halting=SURE)
+    with pytest.raises(ValidationError, match="no block of the pattern is routed"):
+        recursive_config("a", prelude="x", halting=SURE)
 
 
 def thought(before: Tensor, after: Tensor) -> Thought:

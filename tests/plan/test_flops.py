@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.nn.menu import CONFIGS, MIXERS, model_config
+from tests.nn.menu import CONFIGS, MIXERS, model_config, recursive_config
 from tests.plan.recipes import TINY, name
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.backbone import ModelConfig
@@ -79,6 +79,13 @@ def test_training_flops_of_every_tiny_recipe(path: Path, precision: Precision) -
         return
     for context_len in {recipe.train.context_len, recipe.train.longest_context}:
         assert_counted(recipe.model, context_len, precision)
+
+
+@pytest.mark.parametrize("loop_loss", [0.0, 1.0])
+def test_what_a_confidence_asks_the_head_is_counted(loop_loss: float) -> None:
+    rule = {"type": "confidence"}
+    config = recursive_config("a", loops=4, halting=rule, loop_loss=loop_loss)
+    assert_counted(config, 64, "fp32")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -47,7 +47,7 @@ def kind_of(block: BlockConfig) -> str:
     """
     if not isinstance(block.mixer, AttentionConfig | RWKV7Config):
         raise UsageError(
-            f"a block whose mixer is {block.mixer.type} is neither attention nor rwkv7",
+            f"a block has the mixer {block.mixer.type}, neither attention nor rwkv7",
             hint="layers are allocated to plain mixers",
         )
     return ATTENTION if isinstance(block.mixer, AttentionConfig) else RECURRENT

@@ -88,6 +88,9 @@ class ConfidenceConfig(Config):
     """No token halts before."""
     bias: float = -3.0
     """Of the logit, at first."""
+    then: Literal["halt", "cheapest"] = "halt"
+    """What becomes of a token that is sure. halt: no later loop is about it. cheapest: in later
+    loops routers send it through their cheapest mixer, and the rest of the blocks goes on."""
 
     def build(self, dim: int) -> Confidence:
         """The rule."""
@@ -161,6 +164,7 @@ class Confidence(nn.Module):
     def __init__(self, dim: int, config: ConfidenceConfig) -> None:
         super().__init__()
         self.min_loops, self.threshold = config.min_loops, config.threshold
+        self.then = config.then
         self.weight_D = nn.Parameter(torch.zeros(dim))
         self.bias = nn.Parameter(torch.full((), config.bias))
 

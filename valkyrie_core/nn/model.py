@@ -202,7 +202,7 @@ class HybridLM(Backbone):
     def _likeliest(self, x_BTD: Tensor) -> Tensor:
         """[R] what the head says, of so many rows at a time that few logits are held."""
         rows = max(1, LOGITS_AT_ONCE // self.head.out_features)
-        pieces = torch.split(x_BTD.flatten(0, 1), rows)
+        pieces = torch.split(x_BTD.detach().flatten(0, 1), rows)
         return torch.cat([self.head(piece_RD).argmax(-1) for piece_RD in pieces])
 
     def _readout(self, h_RD: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from valkyrie_core.nn.halting import (
     Readout,
     Thought,
 )
+from valkyrie_core.nn.routed import RoutedConfig
 from valkyrie_core.nn.selection import Selection, select
 from valkyrie_core.nn.state import Ctx
 
@@ -75,6 +76,13 @@ class RecursiveConfig(Config):
                 f"{self.halting.min_loops} are more than the {self.loops} loops that there are",
                 ("halting", "min_loops"),
             )
+        sends = isinstance(self.halting, ConfidenceConfig) and self.halting.then == "cheapest"
+        routed = any(isinstance(self.blocks[x].mixer, RoutedConfig) for x in self.pattern)
+        if sends and not routed:
+            raise MisfitError(
+                "no block of the pattern is routed: there is no cheapest mixer for sure tokens",
+                ("halting", "then"),
+            )
         if self.loop_loss and self.coda:
             raise MisfitError("the head can't read between a loop and a coda", ("loop_loss",))
         asks_head = isinstance(self.halting, KLConfig | ArgmaxConfig | ConfidenceConfig)
@@ -96,6 +104,7 @@ class Thinking(NamedTuple):
     """Who thinks in the next loop."""
 
     active_BT: Tensor
+    """The others are left out of it, or go through what is cheapest in it."""
     first_BT: Tensor
     """Tokens that start a document: they go on to the last loop."""
     loops_BT: Tensor
@@ -156,6 +165,11 @@ class Recursive(nn.Module):
         )
 
     @property
+    def sure_go_on(self) -> bool:
+        """Whether tokens that are done go on through later loops, by what is cheapest there."""
+        return isinstance(self.halting, Confidence) and self.halting.then == "cheapest"
+
+    @property
     def reads_between(self) -> bool:
         """Whether training asks for what stands at tokens between loops."""
         return self.loop_loss > 0 or isinstance(self.halting, Confidence)
@@ -183,13 +197,17 @@ class Recursive(nn.Module):
         h_BTD = torch.zeros_like(e_BTD)
         thinking = self._begin(ctx, e_BTD)
         for loop in range(self.loops):
-            chosen = None if thinking is None or loop == 0 else select(thinking.active_BT)
+            chosen = None
+            if thinking is not None and loop > 0 and not self.sure_go_on:
+                chosen = select(thinking.active_BT)
             if chosen is not None and chosen.index_BK.shape[1] == 0:
                 # nobody thinks any more: the states of later loops stay as they are
                 done += left[: len(looped)]
                 del left[: len(looped)]
                 continue
             own, own_ctx = (h_BTD, e_BTD), ctx
+            if thinking is not None and loop > 0 and self.sure_go_on:
+                own_ctx = ctx._replace(sure_BT=~thinking.active_BT)
             if chosen is not None:
                 own = (chosen.take(h_BTD), chosen.take(e_BTD))
                 own_ctx = chosen.context(ctx)
@@ -202,7 +220,7 @@ class Recursive(nn.Module):
             if thinking is not None and loop < self.loops - 1:
                 thinking = self._halted(thinking, chosen, own[0], new_BTD, loop, readout)
             if chosen is None:
-                h_BTD, ctx = new_BTD, own_ctx
+                h_BTD, ctx = new_BTD, own_ctx._replace(sure_BT=None)
             else:
                 h_BTD = chosen.put(h_BTD, new_BTD)
                 ctx = ctx._replace(aux=own_ctx.aux, routed=own_ctx.routed, routes=own_ctx.routes)

@@ -157,6 +157,8 @@ class RoutedMixer(nn.Module):
         self.hard = config.soft_share == 0
         """Whether mixers run for the tokens alone that they were chosen for: softness is 0."""
         self.shares = self._shares()
+        self.cheapest = self.shares.index(min(self.shares))
+        """What is left for tokens that are sure."""
         self.used = (1.0,) * M
         """The share of tokens that each mixer ran for in the last step of training."""
 
@@ -243,8 +245,18 @@ class RoutedMixer(nn.Module):
             scores_BTM = held(scores_BTM, held_BM, ctx, self.config.block_len)
             held_BM = scores_BTM[:, -1]
             scores_BTM = scores_BTM / self.softness.to(precise).clamp(min=COLDEST)
+            if ctx.sure_BT is not None:
+                scores_BTM = torch.where(
+                    ctx.sure_BT[:, :, None], self._cheapest_alone(scores_BTM), scores_BTM
+                )
             decision = self._decision(scores_BTM)
         return decision, smooth_BM, held_BM
+
+    def _cheapest_alone(self, scores_BTM: Tensor) -> Tensor:
+        """Scores by which the cheapest mixer has the whole gate."""
+        alone_M = torch.full_like(scores_BTM[0, 0], -torch.inf)
+        alone_M[self.cheapest] = 0
+        return alone_M.expand_as(scores_BTM)
 
     def _decision(self, scores_BTM: Tensor) -> Decision:
         if self.config.gate == "sparsemax":

@@ -49,13 +49,17 @@ class Selection(NamedTuple):
         steps_K = torch.arange(self.index_BK.shape[1], device=self.index_BK.device)
         doc_BT = ctx.segment_BT if ctx.doc_BT is None else ctx.doc_BT
         padded = not bool(self.real_BK.all())
-        fresh_BK = None if ctx.fresh_BT is None else self.take(ctx.fresh_BT) & self.real_BK
         several = ctx.packed or padded
+        fresh_BK = None
+        if ctx.fresh_BT is not None or several:
+            # where nothing is told of boundaries, a document may still start with its first token
+            starts_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
+            fresh_BK = self.take(starts_BT) & self.real_BK
         return ctx._replace(
             pos_BT=self.take(ctx.pos_BT),
             segment_BT=self.take(ctx.segment_BT),
             doc_BT=self.take(doc_BT).masked_fill(~self.real_BK, PADDING) if several else None,
-            fresh_BT=torch.zeros_like(self.real_BK) if several and fresh_BK is None else fresh_BK,
+            fresh_BT=fresh_BK,
             packed=several,
             gaps=True,
             valid_BT=self.real_BK if padded else None,

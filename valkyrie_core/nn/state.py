@@ -89,6 +89,8 @@ class Ctx(NamedTuple):
     """[B, T, D] after each loop but the last, where a loss is asked of them."""
     loops_BT: Tensor | None = None
     """How many loops each token ran through, where tokens halt."""
+    sure_BT: Tensor | None = None
+    """Which tokens routers send through their cheapest mixer; None: none."""
     gaps: bool = False
     """Whether tokens between these may be missing: a cache has fewer keys than positions then."""
     causal: bool = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from valkyrie_core.nn.canvas import Canvas
+from valkyrie_core.nn.halting import Confidence
 from valkyrie_core.nn.kv_cache import KVState
 from valkyrie_core.nn.models import Model
 from valkyrie_core.nn.recursive import Recursive
@@ -32,6 +33,9 @@ def training_flops(model: Model, context_len: int) -> dict[str, int]:
     if isinstance(model.core, Recursive) and model.core.loop_loss:
         # it reads after every loop
         found[HEAD] *= model.core.loops
+    if isinstance(model.core, Recursive) and isinstance(model.core.halting, Confidence):
+        # and once more, without gradients: a confidence learns whether more loops say the same
+        found[HEAD] += model.core.loops * 2 * model.head.weight.numel()
     return found
 
 

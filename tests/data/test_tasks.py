@@ -13,10 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from valkyrie_core.data.corpus import read_corpus
 from valkyrie_core.data.readers.questions import QuestionsCorpus, TaskConfig
+from valkyrie_core.data.tasks.brackets import PAIRS, BracketsConfig
 from valkyrie_core.data.tasks.expression import ExpressionConfig
 from valkyrie_core.data.tasks.group import SYMBOLS, GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.data.tasks.maze import MOVES, MazeConfig
+from valkyrie_core.data.tasks.recall import RecallConfig
+from valkyrie_core.data.tasks.sequence import SequenceConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig, num_solutions
 from valkyrie_core.data.tasks.task import Example, constant_answer, correct, examples
 from valkyrie_core.errors import RecipeError
@@ -35,6 +38,12 @@ TASKS: dict[str, Any] = {
     "sudoku 4x4": SudokuConfig(blanks=(1, 10)),
     "sudoku 6x6": SudokuConfig(size=6, blanks=(18,)),
     "maze": MazeConfig(sizes=(2, 5)),
+    "recall": RecallConfig(asked=3),
+    "brackets": BracketsConfig(),
+    "brackets of one kind": BracketsConfig(kinds=1, length=21, depths=(3, 5)),
+    "copy": SequenceConfig(),
+    "reverse": SequenceConfig(operation="reverse", symbols=3, lengths=(5, 9)),
+    "sort": SequenceConfig(operation="sort"),
 }
 
 
@@ -180,6 +189,98 @@ def test_no_question_of_validation_is_asked_on_the_way_to_a_longer_one() -> None
 def test_the_key_of_levels_is_a_key(name: str) -> None:
     task = TASKS[name]
     assert tuple(sorted(set(getattr(task, task.level_key)))) == task.difficulties
+
+
+def test_pairs_are_recalled() -> None:
+    for one in drawn(TASKS["recall"], 60):
+        pairs, question = one.prompt.split(": ")
+        assert len(pairs.split()) == one.difficulty
+        assert len({pair[0] for pair in pairs.split()}) == one.difficulty
+        for key, value in ((question, one.answer), *one.more):
+            assert pairs.split().count(f"{key[0]}{value}") == 1
+        assert len(one.more) == 2
+
+
+@pytest.mark.parametrize("name", ["brackets", "brackets of one kind"])
+def test_brackets_by_a_stack(name: str) -> None:
+    task, deepest = TASKS[name], 0
+    closing = dict(tuple(pair) for pair in PAIRS)
+    for one in drawn(task, 60):
+        stack: list[str] = []
+        assert task.length - 1 <= len(one.prompt) - 1 <= task.length
+        for symbol, label in zip(one.prompt[:-1], one.labels, strict=False):
+            if symbol in closing:
+                stack.append(closing[symbol])
+            else:
+                assert stack.pop() == symbol
+            assert label == (stack[-1] if stack else " ")
+            assert len(stack) <= one.difficulty
+        assert "".join(reversed(stack)) == one.answer
+        assert len(stack) == one.difficulty
+        deepest = max(deepest, len(stack))
+    assert deepest == max(task.depths)
+
+
+def test_rows_of_brackets_are_alike_likely() -> None:
+    task = BracketsConfig(length=5, kinds=1, depths=(1,))
+    found = [task.sample(np.random.default_rng([3, i]), 1).prompt for i in range(600)]
+    assert set(found) == {"()()(="}
+    task = BracketsConfig(length=5, kinds=1, depths=(3,))
+    found = [task.sample(np.random.default_rng([3, i]), 3).prompt for i in range(1200)]
+    # one of five symbols closes: after the first, the second or the third that opens
+    counts = {row: found.count(row) for row in set(found)}
+    assert set(counts) == {"()(((=", "(()((=", "((()(="}
+    assert min(counts.values()) > 330
+
+
+def test_rows_are_copied_reversed_and_sorted() -> None:
+    for name in ("copy", "reverse", "sort"):
+        for one in drawn(TASKS[name], 30):
+            operation, row = one.prompt.removesuffix("=").split(" ")
+            assert operation == name
+            row = {"copy": row, "reverse": "".join(reversed(row))}.get(name, row)
+            assert one.answer == ("".join(sorted(row)) if name == "sort" else row)
+    # what is held out is a row, whatever is done to it
+    copied = {one.canonical for one in drawn(SequenceConfig(lengths=(2,)), 200, held_out=True)}
+    sorts = SequenceConfig(operation="sort", lengths=(2,))
+    assert not copied & {one.canonical for one in drawn(sorts, 200)}
+
+
+@pytest.mark.parametrize(
+    ("task", "question", "right", "wrong"),
+    [
+        (RecallConfig(), "b7 K2: K=", "2", "7"),
+        (RecallConfig(), "b7 K2 K=", "", "2"),
+        (BracketsConfig(), "({[]<=", ">})", ">)}"),
+        (BracketsConfig(), "(=", ")", "())"),
+        (BracketsConfig(), "(]=", "", ")"),
+        (SequenceConfig(), "sort cab=", "abc", "abb"),
+        (SequenceConfig(), "reverse cab=", "bac", "cab"),
+        (SequenceConfig(), "copy cab=", "cab", "cabc"),
+        (SequenceConfig(), "turn cab=", "", "cab"),
+    ],
+)
+def test_answers_are_worked_out_from_the_question(
+    task: Any, question: str, right: str, wrong: str
+) -> None:
+    if right:
+        assert task.holds(question, f" {right}\n")
+    assert not task.holds(question, wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "message"),
+    [
+        (RecallConfig, {"pairs": [53]}, "a letter of its own"),
+        (RecallConfig, {"pairs": [0]}, "a letter of its own"),
+        (BracketsConfig, {"length": 4, "depths": [4]}, "below the length"),
+        (BracketsConfig, {"depths": [0]}, "at least 1"),
+        (SequenceConfig, {"lengths": [0]}, "between 1 and 4096"),
+    ],
+)
+def test_tasks_that_are_none(kind: Any, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        kind.model_validate(keys)
 
 
 def test_arrows_make_one_ring() -> None:

@@ -17,10 +17,13 @@ from valkyrie_core.config import Config, MisfitError
 from valkyrie_core.data.cache import fingerprint
 from valkyrie_core.data.documents import Document, Drops, Piece
 from valkyrie_core.data.formats import TextFormat
+from valkyrie_core.data.tasks.brackets import BracketsConfig
 from valkyrie_core.data.tasks.expression import ExpressionConfig
 from valkyrie_core.data.tasks.group import GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.data.tasks.maze import MazeConfig
+from valkyrie_core.data.tasks.recall import RecallConfig
+from valkyrie_core.data.tasks.sequence import SequenceConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig
 from valkyrie_core.data.tasks.task import Example, constant_answer, examples, is_held_out
 from valkyrie_core.errors import RecipeError
@@ -31,7 +34,15 @@ CONSTANT_EXAMPLES = 2000
 """Training questions that say which answer is the most frequent one."""
 
 TaskConfig = Annotated[
-    ExpressionConfig | GroupConfig | KHopConfig | MazeConfig | SudokuConfig, Discriminator("type")
+    BracketsConfig
+    | ExpressionConfig
+    | GroupConfig
+    | KHopConfig
+    | MazeConfig
+    | RecallConfig
+    | SequenceConfig
+    | SudokuConfig,
+    Discriminator("type"),
 ]
 
 

@@ -33,6 +33,12 @@ ROUTED: dict[str, dict[str, Any]] = {
         "adaptation": 0.3,
         "block_len": 4,
     },
+    "routed-lot": {
+        "type": "routed",
+        "mixers": {"rwkv": RWKV, "attn": ATTENTION, "skip": SKIP},
+        "gate": "lot",
+        "soft_share": 0,
+    },
     "routed-sparsemax": {
         "type": "routed",
         "mixers": {"skip": SKIP, "attn": ATTENTION, "near": NEAR},

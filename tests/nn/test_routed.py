@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.nn.menu import ATTENTION, RWKV, SKIP
 from valkyrie_core.nn.backbone import ModelConfig
+from valkyrie_core.nn.lots import drawn_at, lots
 from valkyrie_core.nn.routed import RoutedConfig, RoutedMixer, Skip, settle_routers
 from valkyrie_core.nn.router_scores import held, smoothed
 from valkyrie_core.nn.state import Ctx
@@ -48,7 +49,7 @@ def test_soft_is_the_weighted_sum_of_all() -> None:
     mixer = routed(adaptation=0.6)
     x_BTD, ctx = text(3, 11)
     y_BTD, _, after = mixer(x_BTD, begin(mixer, 3), ctx)
-    scores_BTM = x_BTD @ mixer.weight_MD.T + mixer.bias_M
+    scores_BTM = x_BTD @ mixer.router.weight_MD.T + mixer.router.bias_M
     s, rows = torch.zeros(3, 3, dtype=torch.float64), []
     for t in range(11):
         s = scores_BTM[:, t] if t == 0 else s + 0.6 * (scores_BTM[:, t] - s)
@@ -117,7 +118,7 @@ def test_what_is_not_chosen_does_not_run() -> None:
         assert ran == (0 if isinstance(inner, Skip) else int(used_BTM[..., number].sum()))
     # a row whose tokens all skip leaves every state as it was
     with torch.no_grad():
-        mixer.bias_M.copy_(torch.tensor([-99.0, -99.0, 99.0]))
+        mixer.router.bias_M.copy_(torch.tensor([-99.0, -99.0, 99.0]))
     state = begin(mixer, 5)
     _, state, _ = mixer(x_BTD[:, :1], state, Ctx(ctx.pos_BT[:, :1], ctx.segment_BT[:, :1]))
     later = Ctx(ctx.pos_BT[:, 1:], ctx.segment_BT[:, 1:])
@@ -131,13 +132,13 @@ def test_choices_learn() -> None:
     mixer = routed(soft_share=0, budget={"flops": 0.5, "rate": 1.0})
     x_BTD, ctx = text(4, 30)
     y_BTD, _, _ = mixer(x_BTD, begin(mixer, 4), ctx)
-    (grad_MD,) = torch.autograd.grad((y_BTD**2).sum(), mixer.weight_MD)
+    (grad_MD,) = torch.autograd.grad((y_BTD**2).sum(), mixer.router.weight_MD)
     assert float(grad_MD.abs().max()) > 1e-4
     # a price moves scores away from what is costly
     mixer.charge([1.0, 1.0, 0.0])
     _, _, after = mixer(x_BTD, begin(mixer, 4), ctx)
     ((name, loss),) = after.aux
-    (grad_M,) = torch.autograd.grad(loss, mixer.bias_M)
+    (grad_M,) = torch.autograd.grad(loss, mixer.router.bias_M)
     assert name == "budget"
     cheapest, costliest = mixer.shares.index(min(mixer.shares)), mixer.shares.index(1.0)
     assert float(grad_M[cheapest]) < 0 < float(grad_M[costliest])
@@ -176,10 +177,13 @@ def test_it_grows_hard_and_stays_so_through_a_file() -> None:
     always.anneal(1.0)
     assert not always.hard
     # the operations that are told are those of what ran
-    whole = mixer.cost(64).flops_per_token
     mixer.charge([0.25, 0.25, 0.5])
-    router = 2 * mixer.weight_MD.numel()
-    assert mixer.cost(64).flops_per_token - router == pytest.approx((whole - router) / 4, abs=2)
+    router = 2 * mixer.router.weight_MD.numel()
+    # a quarter of the tokens, each with a quarter of the context
+    rwkv, attn, _ = (inner.cost(16).flops_per_token for inner in mixer.each)
+    told = mixer.cost(64).flops_per_token
+    assert told - router == pytest.approx((rwkv + attn) / 4, abs=2)
+    assert mixer.cost(64).state_bytes == routed(soft_share=0.5).cost(64).state_bytes
 
 
 @pytest.mark.parametrize("adaptation", [1.0, 0.3])
@@ -226,3 +230,38 @@ def test_wrong_keys_are_told() -> None:
     canvas = {"type": "canvas", "cells": 4, "blocks": {"b": block}, "pattern": ["b"]}
     with pytest.raises(ValidationError, match="routed looks back alone"):
         ModelConfig.model_validate({"vocab_size": 9, "dim": DIM, "core": canvas})
+
+
+def test_lots_meet_the_budget() -> None:
+    assert lots((1.0, 0.8, 0.0), 1.0) == pytest.approx((1 / 3,) * 3)
+    for budget in (0.5, 0.25, 0.0):
+        each = lots((1.0, 0.8, 0.0), budget)
+        assert sum(each) == pytest.approx(1)
+        assert each[0] == pytest.approx(each[1])
+        assert each[0] * 1.0 + each[1] * 0.8 == pytest.approx(budget)
+    # nothing is cheap enough
+    assert lots((1.0, 0.9), 0.5) == pytest.approx((0, 1))
+
+
+def test_lots_are_even_and_differ_from_layer_to_layer() -> None:
+    pos_BT = torch.arange(4096)[None]
+    first, second = (drawn_at(pos_BT, layer)[0] for layer in (0, 1))
+    for one in (first, second):
+        counts = torch.histc(one.float(), bins=8, min=0, max=1)
+        assert counts.sum() == 4096
+        assert (counts - 512).abs().max() < 100
+        assert torch.corrcoef(torch.stack([one[:-1], one[1:]]))[0, 1].abs() < 0.06
+    assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.06
+
+
+def test_a_lot_looks_at_no_token() -> None:
+    mixer = routed(soft_share=0, gate="lot", budget={"flops": 0.4})
+    used = []
+    for seed in (1, 2):
+        x_BTD, ctx = text(3, 400, seed)
+        _, _, after = mixer(x_BTD, begin(mixer, 3), ctx)
+        used.append(after.routes[0].used_BTM)
+    assert torch.equal(*used)
+    taken = (used[0].double().mean((0, 1)) * torch.tensor(mixer.shares).double()).sum()
+    assert float(taken) == pytest.approx(0.4, abs=0.05)
+    assert (used[0].sum(-1) == 1).all()

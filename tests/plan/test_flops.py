@@ -40,6 +40,10 @@ def assert_counted(
     # what experts compute too much, to have few shapes, is no work of the model
     with mock.patch.object(experts, "rounded_up", lambda size: size):
         counted = count_step(model, tokens_BT, precision) / tokens_BT.numel()
+    if any(getattr(block.mixer, "gate", "") == "lot" for block in config.core.blocks.values()):
+        # how many tokens are drawn is known but for chance
+        assert predicted == pytest.approx(counted, rel=0.1)
+        return
     if any(getattr(block.mixer, "soft_share", 1) == 0 for block in config.core.blocks.values()):
         # how many tokens are chosen is known when they are there: the formula has all of them, and
         # not that rows of fewer are padded, where a window is looked for among all keys

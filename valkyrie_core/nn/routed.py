@@ -18,19 +18,17 @@ Shapes: B batch, T time, D model, M mixers, K chosen tokens of a row at most.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import Discriminator, Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from valkyrie_core.config import Config
 from valkyrie_core.nn.attention import Attention, AttentionConfig
-from valkyrie_core.nn.layers import Role
-from valkyrie_core.nn.router_scores import held, smoothed, smoothing_flops
+from valkyrie_core.nn.lots import Lots
+from valkyrie_core.nn.router_scores import Router
 from valkyrie_core.nn.rwkv import RWKV7, RWKV7Config
 from valkyrie_core.nn.selection import select
 from valkyrie_core.nn.sparsemax import sparsemax
@@ -71,9 +69,10 @@ class RoutedConfig(Config):
     type: Literal["routed"] = "routed"
     mixers: dict[str, Routable] = Field(min_length=2)
     """By name."""
-    gate: Literal["softmax", "sparsemax"] = "softmax"
+    gate: Literal["softmax", "sparsemax", "lot"] = "softmax"
     """What makes gates of scores. softmax: in the end the best mixer is chosen. sparsemax: all
-    whose gates are not zero."""
+    whose gates are not zero. lot: a mixer is drawn by a token's position, whatever stands there,
+    as often as the budget allows: what a learned router is to be measured by."""
     block_len: int = Field(default=1, ge=1)
     """Tokens that share a decision, which the first of them makes; counted from a document's
     beginning."""
@@ -90,6 +89,10 @@ class RoutedConfig(Config):
     def _something_is_done(self) -> RoutedConfig:
         if all(isinstance(mixer, SkipConfig) for mixer in self.mixers.values()):
             raise ValueError("every one of the mixers skips")
+        if self.gate == "lot" and (self.block_len > 1 or self.adaptation < 1):
+            raise ValueError("lots look at no score: leave out block_len and adaptation")
+        if self.gate == "lot" and self.soft_share > 0:
+            raise ValueError("lots are drawn from the beginning: set soft_share: 0")
         if self.confidence_threshold and self.gate != "softmax":
             raise ValueError("confidence_threshold belongs to gate: softmax")
         return self
@@ -129,8 +132,6 @@ class Decision(NamedTuple):
 class RoutedMixer(nn.Module):
     """A router and its mixers; its state is the router's, then theirs."""
 
-    roles: ClassVar[dict[str, Role]] = {"weight_MD": "router", "bias_M": "router"}
-
     def __init__(self, dim: int, config: RoutedConfig, *, layer_idx: int, num_layers: int) -> None:
         super().__init__()
         self.config = config
@@ -144,10 +145,7 @@ class RoutedMixer(nn.Module):
             for mixer in config.mixers.values()
         )
         M = len(self.mixers)
-        self.weight_MD = nn.Parameter(torch.empty(M, dim))
-        self.bias_M = nn.Parameter(torch.zeros(M))
         self.scale_M = nn.Parameter(torch.ones(M))
-        nn.init.normal_(self.weight_MD, std=0.1 / math.sqrt(dim))
         self.register_buffer("softness", torch.tensor(float(config.soft_share > 0)))
         self.softness: Tensor
         """1 at the beginning of training, falling to 0, from where on choices are hard."""
@@ -159,8 +157,15 @@ class RoutedMixer(nn.Module):
         self.shares = self._shares()
         self.cheapest = self.shares.index(min(self.shares))
         """What is left for tokens that are sure."""
-        self.used = (1.0,) * M
-        """The share of tokens that each mixer ran for in the last step of training."""
+        most = 1.0 if config.budget is None else config.budget.flops
+        self.router: Router | Lots = (
+            Lots(self.shares, most, layer_idx)
+            if config.gate == "lot"
+            else Router(dim, M, adaptation=config.adaptation, block_len=config.block_len)
+        )
+        self.used = self.router.each if isinstance(self.router, Lots) else (1.0,) * M
+        """The share of tokens that each mixer ran for in the last step of training; at first, as
+        far as is known."""
 
     def _shares(self) -> tuple[float, ...]:
         """The operations of every mixer, the costliest one's being 1."""
@@ -238,12 +243,7 @@ class RoutedMixer(nn.Module):
     ) -> tuple[Decision, Tensor, Tensor]:
         precise = torch.promote_types(x_BTD.dtype, torch.float32)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            weight_MD, bias_M = self.weight_MD.to(precise), self.bias_M.to(precise)
-            scores_BTM = F.linear(x_BTD.to(precise), weight_MD, bias_M)
-            scores_BTM = smoothed(scores_BTM, smooth_BM, ctx, self.config.adaptation)
-            smooth_BM = scores_BTM[:, -1]
-            scores_BTM = held(scores_BTM, held_BM, ctx, self.config.block_len)
-            held_BM = scores_BTM[:, -1]
+            scores_BTM, smooth_BM, held_BM = self.router(x_BTD.to(precise), smooth_BM, held_BM, ctx)
             scores_BTM = scores_BTM / self.softness.to(precise).clamp(min=COLDEST)
             if ctx.sure_BT is not None:
                 scores_BTM = torch.where(
@@ -330,9 +330,13 @@ class RoutedMixer(nn.Module):
 
     def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
         """Of the tokens that mixers ran for in the last step; at first, as if all of them ran."""
-        each = [mixer.cost(context_len, value_bytes) for mixer in self.each]
-        router = 2 * self.weight_MD.numel()
-        smoothing = len(self.mixers) * smoothing_flops(context_len, self.config.adaptation)
+        # a mixer's context is the tokens that it ran for; what is kept may be all of them
+        each = [
+            mixer.cost(max(1, round(share * context_len)), value_bytes)
+            for mixer, share in zip(self.each, self.used, strict=True)
+        ]
+        kept = [mixer.cost(context_len, value_bytes).state_bytes for mixer in self.each]
+        router, smoothing = self.router.flops(context_len)
 
         def used(operations: Sequence[int]) -> int:
             return round(sum(a * b for a, b in zip(self.used, operations, strict=True)))
@@ -341,7 +345,7 @@ class RoutedMixer(nn.Module):
             router + smoothing + used([one.flops_per_token for one in each]),
             3 * router + 2 * smoothing + used([one.training_flops for one in each]),
             router + used([one.decode_flops for one in each]),
-            self.score_bytes(value_bytes) + sum(one.state_bytes for one in each),
+            self.score_bytes(value_bytes) + sum(kept),
         )
 
 

@@ -1,17 +1,51 @@
-"""What a router's scores are made of in time: the token's own, and those before it.
+"""A learned router: what its scores are made of at a token, and in time of those before it.
 
-Shapes: B batch, T time, M mixers.
+Shapes: B batch, T time, D model, M mixers.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import ClassVar
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.state import Ctx
 
 SCAN = 128
 """Tokens whose scores are smoothed at one time."""
+
+
+class Router(nn.Module):
+    """Scores of mixers by a linear map of the token, smoothed and held for blocks."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight_MD": "router", "bias_M": "router"}
+
+    def __init__(self, dim: int, num_mixers: int, *, adaptation: float, block_len: int) -> None:
+        super().__init__()
+        self.adaptation, self.block_len = adaptation, block_len
+        self.weight_MD = nn.Parameter(torch.empty(num_mixers, dim))
+        self.bias_M = nn.Parameter(torch.zeros(num_mixers))
+        nn.init.normal_(self.weight_MD, std=0.1 / math.sqrt(dim))
+
+    def forward(
+        self, x_BTD: Tensor, smooth_BM: Tensor, held_BM: Tensor, ctx: Ctx
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [B, T, M] of a window, and what the next one goes on from."""
+        weight_MD, bias_M = self.weight_MD.to(x_BTD.dtype), self.bias_M.to(x_BTD.dtype)
+        scores_BTM = F.linear(x_BTD, weight_MD, bias_M)
+        scores_BTM = smoothed(scores_BTM, smooth_BM, ctx, self.adaptation)
+        smooth_BM = scores_BTM[:, -1]
+        scores_BTM = held(scores_BTM, held_BM, ctx, self.block_len)
+        return scores_BTM, smooth_BM, scores_BTM[:, -1]
+
+    def flops(self, context_len: int) -> tuple[int, int]:
+        """Forward operations per token: of the map, and of smoothing."""
+        mixers = len(self.bias_M)
+        return 2 * self.weight_MD.numel(), mixers * smoothing_flops(context_len, self.adaptation)
 
 
 def smoothed(scores_BTM: Tensor, before_BM: Tensor, ctx: Ctx, adaptation: float) -> Tensor:

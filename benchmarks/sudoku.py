@@ -41,12 +41,8 @@ ARMS = {
     "alone": Arm("no deep supervision: one step", ("model.core.halt_max_steps=1",)),
     "no_ema": Arm("no average of the weights", ("train.ema=null",)),
     "bias_0": Arm("halting bias 0", ("model.core.halting.bias=0",), ("q_halt",)),
-    "bias_1": Arm("halting bias +1", ("model.core.halting.bias=1",), ("q_halt",)),
-    "q_learning": Arm(
-        "q_halt and q_continue", ("model.core.halting.type=q_learning",), ("q_halt",)
-    ),
 }
-TRAP = ("canvas", "bias_0", "bias_1", "q_learning")
+TRAP = ("canvas", "bias_0")
 """Arms that differ in what ends thought in training."""
 
 

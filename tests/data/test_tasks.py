@@ -14,14 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from valkyrie_core.data.corpus import read_corpus
 from valkyrie_core.data.readers.questions import QuestionsCorpus, TaskConfig
 from valkyrie_core.data.tasks.brackets import PAIRS, BracketsConfig
+from valkyrie_core.data.tasks.causal import UNCERTAIN, CausalConfig
 from valkyrie_core.data.tasks.expression import ExpressionConfig
 from valkyrie_core.data.tasks.group import SYMBOLS, GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.data.tasks.maze import MOVES, MazeConfig
+from valkyrie_core.data.tasks.path import PathConfig
 from valkyrie_core.data.tasks.recall import RecallConfig
 from valkyrie_core.data.tasks.sequence import SequenceConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig, num_solutions
 from valkyrie_core.data.tasks.task import Example, constant_answer, correct, examples
+from valkyrie_core.data.tasks.variables import VariablesConfig
 from valkyrie_core.errors import RecipeError
 
 TASKS: dict[str, Any] = {
@@ -44,6 +47,11 @@ TASKS: dict[str, Any] = {
     "copy": SequenceConfig(),
     "reverse": SequenceConfig(operation="reverse", symbols=3, lengths=(5, 9)),
     "sort": SequenceConfig(operation="sort"),
+    "variables": VariablesConfig(),
+    "path": PathConfig(),
+    "path in a tree": PathConfig(nodes=6, edges=5, distances=(2, 4)),
+    "causal": CausalConfig(),
+    "seen alone": CausalConfig(coins=3, gates=(2, 5), queries=("see",)),
 }
 
 
@@ -233,6 +241,51 @@ def test_rows_of_brackets_are_alike_likely() -> None:
     assert min(counts.values()) > 330
 
 
+def test_variables_are_as_far_away_as_they_say() -> None:
+    for one in drawn(TASKS["variables"], 60):
+        text, asked = one.prompt.removesuffix("=").split(": ")
+        given = dict(line.split("=") for line in text.split())
+        assert len(given) == 8
+        hops = 1
+        while not given[asked].isdigit():
+            asked, hops = given[asked][0], hops + 1
+        assert hops == one.difficulty
+
+
+@pytest.mark.parametrize("name", ["path", "path in a tree"])
+def test_ways_are_shortest_and_the_only_ones(name: str) -> None:
+    task = TASKS[name]
+    for one in drawn(task, 40):
+        edges, asked = one.prompt.removesuffix("=").split(": ")
+        assert len(edges.split()) == task.edges
+        number = {node: i for i, node in enumerate(sorted({*edges.replace(" ", "")}))}
+        assert len(number) == task.nodes
+        matrix = np.zeros((task.nodes, task.nodes), dtype=int)
+        for a, b in edges.split():
+            matrix[number[a], number[b]] = matrix[number[b], number[a]] = 1
+        start, end = (number[node] for node in asked.split(">"))
+        # a power of the matrix counts the walks of that many edges
+        walks = [np.linalg.matrix_power(matrix, n)[start, end] for n in range(one.difficulty + 1)]
+        assert walks == [0] * one.difficulty + [1]
+        assert len(one.answer) == one.difficulty
+
+
+def test_causes_are_asked_about_in_every_way() -> None:
+    found = drawn(TASKS["causal"], 300)
+    answers = [one.answer for one in found]
+    assert set(answers) == {"0", "1", UNCERTAIN}
+    assert min(map(answers.count, set(answers))) > 60
+    told = [one.prompt.split(": ")[1] for one in found]
+    kinds = [("see" in one, "do" in one) for one in told]
+    assert min(kinds.count(kind) for kind in ((True, False), (False, True), (True, True))) > 60
+    # what is done is not what is seen: some questions have another answer that way
+    task, differs = TASKS["causal"], 0
+    for one in found:
+        if "do" in one.prompt and "see" not in one.prompt:
+            differs += not task.holds(one.prompt.replace("do", "see"), one.answer)
+    assert differs > 40
+
+
 def test_rows_are_copied_reversed_and_sorted() -> None:
     for name in ("copy", "reverse", "sort"):
         for one in drawn(TASKS[name], 30):
@@ -258,6 +311,19 @@ def test_rows_are_copied_reversed_and_sorted() -> None:
         (SequenceConfig(), "reverse cab=", "bac", "cab"),
         (SequenceConfig(), "copy cab=", "cab", "cabc"),
         (SequenceConfig(), "turn cab=", "", "cab"),
+        (VariablesConfig(), "c=3 a=7 k=c d=k+4: d=", "7", "4"),
+        (VariablesConfig(), "c=9 k=c+3: k=", "2", "12"),
+        (VariablesConfig(), "c=k k=c: k=", "", "3"),
+        (VariablesConfig(), "c=3: k=", "", "3"),
+        (PathConfig(), "ab bd ac ce de: a>e=", "ce", "bde"),
+        (PathConfig(), "ab bc: a>c=", "bc", "c"),
+        (PathConfig(), "ab cd: a>c=", "", "bc"),
+        (CausalConfig(), "a? b? c=a&b d=!c: see d=0; a=", "1", "?"),
+        (CausalConfig(), "a? b? c=a&b d=!c: do d=0; a=", "?", "1"),
+        (CausalConfig(), "a? b? c=a&b d=!c: see d=0; do b=0; d=", "1", "0"),
+        (CausalConfig(), "a? b? c=a^b: see c=1; do a=0; c=", "?", "1"),
+        (CausalConfig(), "a? b=!a c=!a: see b=1; do b=0; c=", "1", "0"),
+        (CausalConfig(), "a? a", "", "1"),
     ],
 )
 def test_answers_are_worked_out_from_the_question(
@@ -276,6 +342,10 @@ def test_answers_are_worked_out_from_the_question(
         (BracketsConfig, {"length": 4, "depths": [4]}, "below the length"),
         (BracketsConfig, {"depths": [0]}, "at least 1"),
         (SequenceConfig, {"lengths": [0]}, "between 1 and 4096"),
+        (VariablesConfig, {"variables": 3, "hops": [4]}, "no more than variables"),
+        (PathConfig, {"nodes": 4, "edges": 4, "distances": [4]}, "below the number of nodes"),
+        (PathConfig, {"nodes": 6, "edges": 4}, "enough to join"),
+        (CausalConfig, {"gates": [25]}, "at most 26"),
     ],
 )
 def test_tasks_that_are_none(kind: Any, keys: dict[str, Any], message: str) -> None:
@@ -454,7 +524,7 @@ def test_right_answers_hold_and_no_others(name: str) -> None:
         for other in found:
             if other.prompt != one.prompt:
                 assert task.holds(one.prompt, other.answer) == (other.answer == one.answer)
-        for wrong in ("", "?", one.answer + one.answer, one.answer[:-1], "é"):
+        for wrong in {"", "?", one.answer + one.answer, one.answer[:-1], "é"} - {one.answer}:
             assert not task.holds(one.prompt, wrong)
         assert not task.holds("", one.answer)
         assert not task.holds("nonsense = ", one.answer)

@@ -18,14 +18,17 @@ from valkyrie_core.data.cache import fingerprint
 from valkyrie_core.data.documents import Document, Drops, Piece
 from valkyrie_core.data.formats import TextFormat
 from valkyrie_core.data.tasks.brackets import BracketsConfig
+from valkyrie_core.data.tasks.causal import CausalConfig
 from valkyrie_core.data.tasks.expression import ExpressionConfig
 from valkyrie_core.data.tasks.group import GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
 from valkyrie_core.data.tasks.maze import MazeConfig
+from valkyrie_core.data.tasks.path import PathConfig
 from valkyrie_core.data.tasks.recall import RecallConfig
 from valkyrie_core.data.tasks.sequence import SequenceConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig
 from valkyrie_core.data.tasks.task import Example, constant_answer, examples, is_held_out
+from valkyrie_core.data.tasks.variables import VariablesConfig
 from valkyrie_core.errors import RecipeError
 
 VERSION = 3
@@ -35,13 +38,16 @@ CONSTANT_EXAMPLES = 2000
 
 TaskConfig = Annotated[
     BracketsConfig
+    | CausalConfig
     | ExpressionConfig
     | GroupConfig
     | KHopConfig
     | MazeConfig
+    | PathConfig
     | RecallConfig
     | SequenceConfig
-    | SudokuConfig,
+    | SudokuConfig
+    | VariablesConfig,
     Discriminator("type"),
 ]
 

@@ -18,6 +18,7 @@ from valkyrie_core.data.tasks.causal import UNCERTAIN, CausalConfig
 from valkyrie_core.data.tasks.expression import ExpressionConfig
 from valkyrie_core.data.tasks.group import SYMBOLS, GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
+from valkyrie_core.data.tasks.kinship import Kin, KinshipConfig, named
 from valkyrie_core.data.tasks.maze import MOVES, MazeConfig
 from valkyrie_core.data.tasks.path import PathConfig
 from valkyrie_core.data.tasks.recall import RecallConfig
@@ -50,6 +51,8 @@ TASKS: dict[str, Any] = {
     "variables": VariablesConfig(),
     "path": PathConfig(),
     "path in a tree": PathConfig(nodes=6, edges=5, distances=(2, 4)),
+    "kinship": KinshipConfig(),
+    "kinship far away": KinshipConfig(facts=12, hops=(1, 5, 10)),
     "causal": CausalConfig(),
     "seen alone": CausalConfig(coins=3, gates=(2, 5), queries=("see",)),
 }
@@ -270,6 +273,54 @@ def test_ways_are_shortest_and_the_only_ones(name: str) -> None:
         assert len(one.answer) == one.difficulty
 
 
+def test_kin_by_a_family_that_has_everybody_in_it() -> None:
+    """Every person has a mother of their own; who is asked about is found by walking up."""
+    for one in [*drawn(TASKS["kinship"], 60), *drawn(TASKS["kinship far away"], 60)]:
+        text, asked = one.prompt.removesuffix("=").split(": ")
+        facts = [fact.split() for fact in text.split("; ")]
+        parent: dict[str, str] = {}
+
+        def one_above(person: str, parent: dict[str, str] = parent) -> str:
+            return parent.setdefault(person, f"above {person}")
+
+        # children and parents first, so that siblings share whoever is there
+        for who, word, of in facts:
+            if word in ("daughter", "son"):
+                parent[who] = of
+        for who, word, of in facts:
+            if word in ("mother", "father"):
+                parent[of] = who
+        for _ in facts:
+            for who, word, of in facts:
+                if word in ("sister", "brother"):
+                    shared = parent.get(who) or one_above(of)
+                    parent[who] = parent[of] = parent.get(of, shared)
+        above, lines = asked.split(), []
+        for person in above:
+            line = [person]
+            while line[-1] in parent:
+                line.append(parent[line[-1]])
+            lines.append(line)
+        shared = next((x for x in lines[1] if x in lines[0]), None)
+        if shared is not None:
+            kin = Kin(lines[1].index(shared), lines[0].index(shared))
+            assert one.answer in (named(kin, True), named(kin, False)), one.prompt
+
+
+def test_words_for_kin() -> None:
+    words = {
+        (1, 0): "mother",
+        (3, 0): "great-grandmother",
+        (0, 2): "granddaughter",
+        (1, 1): "sister",
+        (2, 1): "aunt",
+        (4, 1): "great-great-aunt",
+        (1, 3): "great-niece",
+        (3, 2): "cousin 1.1",
+    }
+    assert {kin: named(Kin(*kin), woman=True) for kin in words} == words
+
+
 def test_causes_are_asked_about_in_every_way() -> None:
     found = drawn(TASKS["causal"], 300)
     answers = [one.answer for one in found]
@@ -324,6 +375,10 @@ def test_rows_are_copied_reversed_and_sorted() -> None:
         (CausalConfig(), "a? b? c=a^b: see c=1; do a=0; c=", "?", "1"),
         (CausalConfig(), "a? b=!a c=!a: see b=1; do b=0; c=", "1", "0"),
         (CausalConfig(), "a? a", "", "1"),
+        (KinshipConfig(), "c son b; a mother b; d sister c: d b=", "daughter", "son"),
+        (KinshipConfig(), "a mother b; c father a; d brother c: d b=", "great-uncle", "uncle"),
+        (KinshipConfig(), "a mother b; c son a: c b=", "", "brother"),
+        (KinshipConfig(), "a mother b: b a=", "", "daughter"),
     ],
 )
 def test_answers_are_worked_out_from_the_question(
@@ -346,6 +401,7 @@ def test_answers_are_worked_out_from_the_question(
         (PathConfig, {"nodes": 4, "edges": 4, "distances": [4]}, "below the number of nodes"),
         (PathConfig, {"nodes": 6, "edges": 4}, "enough to join"),
         (CausalConfig, {"gates": [25]}, "at most 26"),
+        (KinshipConfig, {"facts": 3, "hops": [4]}, "no more than facts"),
     ],
 )
 def test_tasks_that_are_none(kind: Any, keys: dict[str, Any], message: str) -> None:

@@ -22,6 +22,7 @@ from valkyrie_core.data.tasks.causal import CausalConfig
 from valkyrie_core.data.tasks.expression import ExpressionConfig
 from valkyrie_core.data.tasks.group import GroupConfig
 from valkyrie_core.data.tasks.khop import KHopConfig
+from valkyrie_core.data.tasks.kinship import KinshipConfig
 from valkyrie_core.data.tasks.maze import MazeConfig
 from valkyrie_core.data.tasks.path import PathConfig
 from valkyrie_core.data.tasks.recall import RecallConfig
@@ -42,6 +43,7 @@ TaskConfig = Annotated[
     | ExpressionConfig
     | GroupConfig
     | KHopConfig
+    | KinshipConfig
     | MazeConfig
     | PathConfig
     | RecallConfig

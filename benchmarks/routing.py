@@ -5,8 +5,9 @@
 
 The recipe `routing` with routers at several budgets, and beside them: layers that choose by lot,
 static layers, and mixtures of depths, which run or skip; three seeds each. A queue that outlives an
-interruption by whole trainings. Seconds are those of reading held-out text, beside static layers of
-attention alone that read it in the same process, in turns.
+interruption by whole trainings. Operations are those of the mixers that ran, of those of RWKV-7 in
+all layers; seconds are those of reading held-out text, beside a model of RWKV-7 alone that reads it
+in the same process, in turns.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _train(_arm: str, recipe: Recipe) -> dict[str, Any]:
         "seconds": report.seconds,
         "accuracy": {task: corpora[task].accuracy.share for task in TASKS},  # type: ignore[union-attr]
         **found,
-        "time": seconds_beside(model, attention_alone(recipe.model), texts),
+        "time": seconds_beside(model, rwkv_alone(recipe.model), texts),
     }
 
 
@@ -130,10 +131,13 @@ def text_of(split: PackedSplit, context_len: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def read(model: HybridLM, texts: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """The operations that were chosen, and what routes tell of tasks, by layer."""
+    """The operations of what ran, and what routes tell of tasks, by layer."""
+    context_len = next(iter(texts.values()))[0].shape[1]
+    whole = operations_of(rwkv_alone(model.config), context_len, [])
     routers = [one.mixer for one in model.core.layers if isinstance(one.mixer, RoutedMixer)]
     if not routers:
-        return {"operations": None, "information": None, "shares": None}
+        operations = operations_of(model, context_len, []) / whole
+        return {"operations": operations, "information": None, "shares": None}
     counts = np.zeros((len(routers), len(texts), max(len(one.names) for one in routers)))
     for task, (tokens_BT, doc_BT) in enumerate(texts.values()):
         routes = model(tokens_BT, model.init_state(len(tokens_BT)), doc_BT).told.routes
@@ -141,25 +145,37 @@ def read(model: HybridLM, texts: Mapping[str, tuple[Tensor, Tensor]]) -> dict[st
             used_M = route.used_BTM.sum((0, 1)).numpy()
             counts[layer, task, : len(used_M)] += used_M
     tokens = np.array([text[0].numel() for text in texts.values()])
-    shares = counts / tokens[None, :, None]
-    operations = [
-        float((own.mean(0)[: len(router.shares)] * np.array(router.shares)).sum())
-        for own, router in zip(shares, routers, strict=True)
-    ]
     # tasks count alike, however much text each has
+    shares = counts / tokens[None, :, None]
     return {
-        "operations": sum(operations) / len(operations),
+        "operations": operations_of(model, context_len, shares.mean(1).tolist()) / whole,
         "information": [mutual_information(own) for own in shares],
         "shares": shares.tolist(),
     }
 
 
-def attention_alone(config: ModelConfig) -> HybridLM:
-    """As many layers of the same width, all of attention: what is costliest."""
-    layers = len(config.core.layers)
-    core = Recipe.load("routing", ARMS["attention"].overrides).model.core
-    assert len(core.layers) == layers
+def rwkv_alone(config: ModelConfig) -> HybridLM:
+    """As many layers of the same width, all of RWKV-7: what is measured by."""
+    core = Recipe.load("routing", ARMS["rwkv"].overrides).model.core
+    assert len(core.layers) == len(config.core.layers)
     return HybridLM(config.model_copy(update={"core": core})).eval()
+
+
+def operations_of(model: HybridLM, context_len: int, shares: Sequence[Any]) -> float:
+    """Forward operations of all mixers per token.
+
+    Args:
+        shares: of every layer with a router, the share of tokens that went through each mixer.
+    """
+    total, left = 0.0, list(shares)
+    for block in model.blocks():
+        if isinstance(block.mixer, RoutedMixer):
+            own_M = left.pop(0)
+            each = [one.cost(context_len).flops_per_token for one in block.mixer.each]
+            total += sum(share * one for share, one in zip(own_M, each, strict=False))
+        else:
+            total += block.mixer.cost(context_len).flops_per_token
+    return total
 
 
 @torch.inference_mode()
@@ -190,8 +206,8 @@ def table(found: Sequence[Found]) -> str:
         cells = [arm.title, "" if arm.budget is None else f"{arm.budget:.2f}"]
         cells += [f"{_mean(shares):.1%} ({min(shares):.0%})" for shares in by_task]
         cells.append(f"{_mean(means):.1%}")
-        routed = own[0]["operations"] is not None
-        cells.append(f"{_mean([one['operations'] for one in own]):.2f}" if routed else "")
+        routed = own[0]["information"] is not None
+        cells.append(f"{_mean([one['operations'] for one in own]):.2f}")
         cells.append(f"{_mean([one['time'] for one in own]):.2f}")
         told = [max((x or 0.0) for x in one["information"]) for one in own] if routed else []
         cells.append(f"{_mean(told):.2f}" if told else "")
@@ -199,9 +215,10 @@ def table(found: Sequence[Found]) -> str:
     whole = len(found) == len(ARMS) * len(STUDY.seeds)
     lines += [
         "",
-        "Right answers: the mean over the seeds, and in brackets the worst. Operations of what was "
-        "chosen, of those of the costliest mixer for all tokens; seconds of reading, of those of "
-        "layers of attention alone. What routes tell of the task: I(mixer; task) / H(task) of the "
+        "Right answers: the mean over the seeds, and in brackets the worst. Operations of the "
+        "mixers that ran, and seconds of reading, of those of RWKV-7 in all layers, which costs "
+        "most; a budget is of every layer's costliest mixer. What routes tell of the task: "
+        "I(mixer; task) / H(task) of the "
         f"layer where it is most. One thread, {where(found)}."
         + ("" if whole else " **Partial: more to come.**"),
     ]

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tests.nn.menu import ATTENTION, RWKV, SKIP
+from valkyrie_core.errors import RecipeError
 from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.lots import drawn_at, lots
-from valkyrie_core.nn.routed import RoutedConfig, RoutedMixer, Skip, settle_routers
+from valkyrie_core.nn.routed import RoutedConfig, RoutedMixer, Skip, foreseen, settle_routers
 from valkyrie_core.nn.router_scores import held, smoothed
 from valkyrie_core.nn.state import Ctx
 
@@ -232,26 +233,53 @@ def test_wrong_keys_are_told() -> None:
         ModelConfig.model_validate({"vocab_size": 9, "dim": DIM, "core": canvas})
 
 
-def test_lots_meet_the_budget() -> None:
-    assert lots((1.0, 0.8, 0.0), 1.0) == pytest.approx((1 / 3,) * 3)
-    for budget in (0.5, 0.25, 0.0):
-        each = lots((1.0, 0.8, 0.0), budget)
-        assert sum(each) == pytest.approx(1)
+@pytest.mark.parametrize("budget", [0.0, 0.25, 0.5, 0.6, 0.75, 0.9, 1.0])
+def test_lots_meet_the_budget(budget: float) -> None:
+    costs = (1.0, 0.8, 0.0)
+    each = lots(costs, budget)
+    assert sum(each) == pytest.approx(1)
+    assert min(each) >= 0
+    assert sum(a * b for a, b in zip(each, costs, strict=True)) == pytest.approx(budget)
+    if budget <= 0.6:
+        # the mean of all: up to there the cheapest one is drawn more often, the others alike
         assert each[0] == pytest.approx(each[1])
-        assert each[0] * 1.0 + each[1] * 0.8 == pytest.approx(budget)
-    # nothing is cheap enough
-    assert lots((1.0, 0.9), 0.5) == pytest.approx((0, 1))
+
+
+def test_lots_without_a_budget_are_alike() -> None:
+    assert lots((1.0, 0.8, 0.0), None) == pytest.approx((1 / 3,) * 3)
+    assert lots((0.7, 0.7), 0.7) == pytest.approx((0.5, 0.5))
 
 
 def test_lots_are_even_and_differ_from_layer_to_layer() -> None:
     pos_BT = torch.arange(4096)[None]
-    first, second = (drawn_at(pos_BT, layer)[0] for layer in (0, 1))
+    first, second = (drawn_at(pos_BT, torch.tensor(salt))[0] for salt in (7, 2_000_000_011))
     for one in (first, second):
         counts = torch.histc(one.float(), bins=8, min=0, max=1)
         assert counts.sum() == 4096
         assert (counts - 512).abs().max() < 100
         assert torch.corrcoef(torch.stack([one[:-1], one[1:]]))[0, 1].abs() < 0.06
     assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.06
+    # another seed draws otherwise, and what is drawn is in the file
+    mixers = [routed(soft_share=0, gate="lot", seed=seed) for seed in (1, 2)]
+    salts = [int(mixer.router.salt) for mixer in mixers]
+    assert salts[0] != salts[1]
+    mixers[0].load_state_dict(mixers[1].state_dict())
+    assert int(mixers[0].router.salt) == salts[1]
+
+
+def test_a_budget_that_no_mixer_keeps_is_refused() -> None:
+    two = {"rwkv": RWKV, "attn": ATTENTION}
+    with pytest.raises(RecipeError, match="the cheapest one takes"):
+        routed(mixers=two, budget={"flops": 0.01})
+
+
+def test_what_is_matched_by_is_soft_at_first_and_the_budget_then() -> None:
+    mixer = routed(soft_share=0.25, budget={"flops": 0.4})
+    used = foreseen(nn.Sequential(mixer))[0].used
+    hard = [(one - 0.25) / 0.75 for one in used]
+    assert sum(hard) == pytest.approx(1)
+    assert sum(a * b for a, b in zip(hard, mixer.shares, strict=True)) == pytest.approx(0.4)
+    assert routed(gate="sparsemax").foreseen() == (1.0, 1.0, 1.0)
 
 
 def test_a_lot_looks_at_no_token() -> None:
@@ -264,4 +292,4 @@ def test_a_lot_looks_at_no_token() -> None:
     assert torch.equal(*used)
     taken = (used[0].double().mean((0, 1)) * torch.tensor(mixer.shares).double()).sum()
     assert float(taken) == pytest.approx(0.4, abs=0.05)
-    assert (used[0].sum(-1) == 1).all()
+    assert (used[0][:, 1:].sum(-1) == 1).all()

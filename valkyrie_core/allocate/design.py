@@ -77,6 +77,12 @@ def rearranged(
             notes += [note] if note else []
     layers = tuple(chosen.get(name, name) for name in layout.layers)
     core = _stack(blocks, layers)
+    if isinstance(model.core, StackConfig) and model.core.feedback is not None:
+        kinds = {core.blocks[name].mixer.type for name in layers}
+        if len(kinds) > 1:
+            core = core.model_copy(update={"feedback": model.core.feedback})
+        else:
+            notes.append("feedback is left out: there are no layers of two kinds")
     changed = model.model_copy(update={"core": core})
     sizes = None
     if match is not None:

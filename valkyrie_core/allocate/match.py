@@ -12,6 +12,7 @@ from valkyrie_core.errors import UsageError
 from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import Block, BlockConfig
 from valkyrie_core.nn.models import Model
+from valkyrie_core.nn.routed import foreseen
 from valkyrie_core.plan.flops import training_flops
 from valkyrie_core.plan.parameters import weightless
 
@@ -60,7 +61,7 @@ def size_of(model: Model, match: Match, context_len: int) -> int:
     """Parameters, or training FLOPs per token."""
     if match == "params":
         return model.num_parameters()
-    return sum(training_flops(model, context_len).values())
+    return sum(training_flops(foreseen(model), context_len).values())
 
 
 def matched(

@@ -13,6 +13,7 @@ from valkyrie_core.allocate.match import matched
 from valkyrie_core.compare.contenders import Contender, design_hash
 from valkyrie_core.errors import UsageError
 from valkyrie_core.inventory import find_run
+from valkyrie_core.nn.routed import foreseen
 from valkyrie_core.plan.flops import training_flops
 from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe
@@ -235,7 +236,7 @@ def trials(
 
 def flops_of(recipe: Recipe) -> int:
     """FLOPs of the whole training, by formula, every stage at its own context."""
-    model, total = weightless(recipe.model), 0
+    model, total = foreseen(weightless(recipe.model)), 0
     parts = stages(recipe.train)
     ends = [*(part.first_step for part in parts[1:]), recipe.train.steps]
     for part, end in zip(parts, ends, strict=True):

@@ -232,12 +232,15 @@ def by_position(
 
 def state_bytes(state: LMState) -> tuple[int, int]:
     """Bytes of what does not grow with the text, and of the keys and values that do."""
-    cached = sum(num_bytes(part) for layer in state.layers for part in layer if _is_cache(part))
+    cached = _cached_bytes(state.layers)
     return num_bytes(state) - cached, cached
 
 
-def _is_cache(part: object) -> bool:
-    return isinstance(part, KVState | PackedCache)
+def _cached_bytes(part: object) -> int:
+    """Of all caches inside of a state: mixers that are made of mixers have theirs."""
+    if isinstance(part, KVState | PackedCache):
+        return num_bytes(part)
+    return sum(map(_cached_bytes, part)) if isinstance(part, tuple) else 0
 
 
 def _losses(

@@ -26,8 +26,9 @@ from pydantic import Discriminator, Field, model_validator
 from torch import Tensor, nn
 
 from valkyrie_core.config import Config
+from valkyrie_core.errors import RecipeError
 from valkyrie_core.nn.attention import Attention, AttentionConfig
-from valkyrie_core.nn.lots import Lots
+from valkyrie_core.nn.lots import Lots, lots
 from valkyrie_core.nn.router_scores import Router
 from valkyrie_core.nn.rwkv import RWKV7, RWKV7Config
 from valkyrie_core.nn.selection import select
@@ -124,7 +125,7 @@ class Decision(NamedTuple):
     gates_BTM: Tensor
     """How much each mixer counts; they sum to one over those that are used."""
     used_BTM: Tensor
-    """Which mixers it means to run."""
+    """Which mixers run: those that it means, and of a document's first token all."""
     share_BTM: Tensor
     """As used, with the gradient of the gates."""
 
@@ -157,15 +158,31 @@ class RoutedMixer(nn.Module):
         self.shares = self._shares()
         self.cheapest = self.shares.index(min(self.shares))
         """What is left for tokens that are sure."""
-        most = 1.0 if config.budget is None else config.budget.flops
+        most = None if config.budget is None else config.budget.flops
+        if most is not None and most < min(self.shares):
+            raise RecipeError(
+                f"a budget of {most:g} of the costliest mixer's operations can't be kept: the "
+                f"cheapest one takes {min(self.shares):.2f}",
+                hint="a higher budget.flops, or a mixer that skips",
+            )
         self.router: Router | Lots = (
-            Lots(self.shares, most, layer_idx)
+            Lots(self.shares, most)
             if config.gate == "lot"
             else Router(dim, M, adaptation=config.adaptation, block_len=config.block_len)
         )
         self.used = self.router.each if isinstance(self.router, Lots) else (1.0,) * M
         """The share of tokens that each mixer ran for in the last step of training; at first, as
         far as is known."""
+
+    def foreseen(self) -> tuple[float, ...]:
+        """The share of tokens that each mixer will run for, over the whole of training: all while
+        choices are soft, then what meets the budget; which mixers are chosen nobody knows."""
+        budget = self.config.budget
+        if budget is None and self.config.gate == "sparsemax":
+            return (1.0,) * len(self.shares)
+        soft = self.config.soft_share
+        chosen = lots(self.shares, None if budget is None else budget.flops)
+        return tuple(soft + (1 - soft) * share for share in chosen)
 
     def _shares(self) -> tuple[float, ...]:
         """The operations of every mixer, the costliest one's being 1."""
@@ -249,7 +266,7 @@ class RoutedMixer(nn.Module):
                 scores_BTM = torch.where(
                     ctx.sure_BT[:, :, None], self._cheapest_alone(scores_BTM), scores_BTM
                 )
-            decision = self._decision(scores_BTM)
+            decision = self._decision(scores_BTM, ctx)
         return decision, smooth_BM, held_BM
 
     def _cheapest_alone(self, scores_BTM: Tensor) -> Tensor:
@@ -258,7 +275,7 @@ class RoutedMixer(nn.Module):
         alone_M[self.cheapest] = 0
         return alone_M.expand_as(scores_BTM)
 
-    def _decision(self, scores_BTM: Tensor) -> Decision:
+    def _decision(self, scores_BTM: Tensor, ctx: Ctx) -> Decision:
         if self.config.gate == "sparsemax":
             gates_BTM = sparsemax(scores_BTM)
             used_BTM = gates_BTM > 0
@@ -272,10 +289,13 @@ class RoutedMixer(nn.Module):
             used_BTM = used_BTM | (second_BTM & unsure_BT1)
         if not self.hard:
             return Decision(gates_BTM, torch.ones_like(used_BTM), gates_BTM)
-        share_BTM = used_BTM + gates_BTM - gates_BTM.detach()
         kept_BTM = gates_BTM * used_BTM
         # the sum is one, and yet gates learn
         total_BT1 = kept_BTM.sum(-1, keepdim=True).detach()
+        # a document's first token tells all mixers that it starts, and costs what that costs
+        first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
+        used_BTM = used_BTM | first_BT[:, :, None]
+        share_BTM = used_BTM + gates_BTM - gates_BTM.detach()
         return Decision(kept_BTM / total_BT1, used_BTM, share_BTM)
 
     def _all(
@@ -291,10 +311,9 @@ class RoutedMixer(nn.Module):
     def _chosen(
         self, x_BTD: Tensor, states: list[Any], ctx: Ctx, decision: Decision
     ) -> tuple[Tensor, list[Any]]:
-        first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
         y_BTD, after = torch.zeros_like(x_BTD), []
         for number, (mixer, state) in enumerate(zip(self.each, states, strict=True)):
-            active_BT = decision.used_BTM[..., number] | first_BT
+            active_BT = decision.used_BTM[..., number]
             if ctx.valid_BT is not None:
                 active_BT = active_BT & ctx.valid_BT
             chosen = select(active_BT)
@@ -363,6 +382,15 @@ def undecided(model: AnyModule) -> AnyModule:
     for module in model.modules():
         if isinstance(module, RoutedMixer):
             module.hard = False
+    return model
+
+
+def foreseen(model: AnyModule) -> AnyModule:
+    """The model with routers that cost what they will on average over training: what designs are
+    matched by before there are numbers."""
+    for module in model.modules():
+        if isinstance(module, RoutedMixer):
+            module.used = module.foreseen()
     return model
 
 

@@ -112,7 +112,9 @@ def _pack_part(part: Any, format: StateFormat) -> Any:
         matrix = _to_int8 if format.state_dtype == "int8" else _to_bf16
         return PackedTimeMix(_to_bf16(part.shift_BD), matrix(part.wkv_BNHH))
     # the last token of a channel mixer: a vector, of which rounding to a scale would save nothing
-    return _to_bf16(part) if isinstance(part, Tensor) else part
+    rounds = isinstance(part, Tensor) and part.is_floating_point()
+    # a count of tokens is no number to be rounded
+    return _to_bf16(part) if rounds else part
 
 
 def _unpack_part(part: Any) -> Any:

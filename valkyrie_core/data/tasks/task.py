@@ -33,7 +33,7 @@ class Example(NamedTuple):
     labels: str = ""
     """Of every character of the prompt, what is to be said after it; a space: nothing. They are
     trained on, never shown, and never asked of validation; each is the answer to the question
-    whose `canonical` is the prompt so far."""
+    whose `canonical` is the prompt so far, or where that answer begins."""
 
 
 class Task(Protocol):

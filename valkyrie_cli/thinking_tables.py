@@ -28,7 +28,8 @@ def draw_thinking(name: str, thinking: ThinkingScore, console: Console) -> None:
     )
     if thinking.halting is not None:
         shares = [thinking.halting.steps.get(depth, 0.0) for depth in depths]
-        table.add_row("  ended there, by the rule", *(f"{share:.1%}" for share in shares))
+        ended = "ended" if thinking.halting.then == "halt" else "sure"
+        table.add_row(f"  {ended} there, by the rule", *(f"{share:.1%}" for share in shares))
     console.print(table)
     if thinking.halting is not None:
         _draw_halting(thinking, thinking.halting, word, console)
@@ -57,9 +58,17 @@ def _draw_halting(
     if halting.calibrated_risk is not None:
         promise = f" (calibrated: risk at most {halting.calibrated_risk:.1%})"
     saved = 1 - halting.seconds / halting.full_seconds
+    depths = (
+        f"{halting.reasoning_steps:.2f} {word} instead of {max(halting.steps)}, "
+        f"{halting.halt_rate:.0%} end early"
+    )
+    if halting.then == "cheapest":
+        depths = (
+            f"{halting.halt_rate:.0%} of the tokens go on through the cheapest mixers, after "
+            f"{halting.reasoning_steps:.2f} {word} of {max(halting.steps)} on average"
+        )
     console.print(
-        f"Rule {halting.rule}{promise}: {halting.reasoning_steps:.2f} {word} instead of "
-        f"{max(halting.steps)}, {halting.halt_rate:.0%} end early; {thinking.measure} "
+        f"Rule {halting.rule}{promise}: {depths}; {thinking.measure} "
         f"{_told(thinking, halting.score)} instead of {_told(thinking, halting.full_score)}; "
         f"{abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} seconds."
     )
@@ -106,15 +115,18 @@ def draw_calibration(report: CalibrateReport, console: Console) -> None:
         )
         return
     saved = 1 - test.seconds / test.full_seconds
+    ends = "thought ends" if report.then == "halt" else "tokens take the cheapest mixers"
     console.print(
-        f"From a confidence of {report.threshold:.4f} on, thought ends: the risk is at most "
+        f"From a confidence of {report.threshold:.4f} on, {ends}: the risk is at most "
         f"{report.risk:.1%}, but for a chance of {report.delta:.0%} ({report.rows} {unit}s)."
     )
     scores = ""
     if test.score is not None and test.full_score is not None:
         scores = f"right answers {test.score:.1%} instead of {test.full_score:.1%}, "
+    depth = "depth" if report.then == "halt" else "sure after"
     console.print(
-        f"On {test.rows} others: risk {test.risk:.2%}, {scores}depth "
-        f"{test.reasoning_steps:.2f} instead of {report.full_depth}, {abs(saved):.0%} "
+        f"On {test.rows} others: risk {test.risk:.2%}, {scores}{depth} "
+        f"{test.reasoning_steps:.2f} {'instead of' if report.then == 'halt' else 'of'} "
+        f"{report.full_depth}, {abs(saved):.0%} "
         f"{'fewer' if saved >= 0 else 'more'} seconds."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,3 +199,13 @@ def test_letters_mean_kinds_whatever_blocks_are_called() -> None:
 def test_where_nothing_can_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be written"):
         write_new(Path("/proc/none/x.yaml"), "x")
+
+
+def test_layers_that_hear_each_other_still_do() -> None:
+    model = resolve(ROOT / "tiny" / "feedback.yaml").recipe.model
+    core: Any = rearranged(model, from_ratio("1:1", 4)).model.core
+    assert core.feedback is not None
+    alone = rearranged(model, from_ratio("4:0", 4))
+    core = alone.model.core
+    assert core.feedback is None
+    assert any("feedback" in note for note in alone.notes)

@@ -275,3 +275,34 @@ def test_of_many_depths_some_are_shown() -> None:
     assert len(many) == 10
     assert (many[0], many[-1]) == (1, 40)
     assert many == sorted(set(many))
+
+
+def test_a_confidence_that_drives_routers_is_calibrated_as_well(cli: Cli, tmp_path: Path) -> None:
+    from valkyrie_core import runs
+    from valkyrie_core.recipe import Recipe
+
+    recipe = Path(__file__).parents[2] / "recipes" / "tiny" / "sure.yaml"
+    runs.train(Recipe.load(str(recipe), [f"runs_dir={tmp_path}"]))
+    run = str(tmp_path / "tiny-sure")
+    report = cli("calibrate", run, "--risk", "0.5", "--json").json
+    assert report["then"] == "cheapest"
+    assert report["threshold"] is not None
+    assert json.loads((Path(run) / "calibration.json").read_text())["rule"]["then"] == "cheapest"
+    halting = cli("eval", run, "--json").json["corpora"]["khop"]["thinking"]["halting"]
+    assert (halting["then"], halting["calibrated_risk"]) == ("cheapest", 0.5)
+    assert "go on through the cheapest mixers" in " ".join(cli("eval", run).out.split())
+    assert "tokens take the cheapest mixers" in " ".join(
+        cli("calibrate", run, "--risk", "0.5").out.split()
+    )
+    # what is sure skips: fewer operations in every loop after the first
+    prompt = ("--prompt", "ab bc ca: a1=", "--no-save", "--json")
+    plain = cli("routes", run, *prompt).json["routers"]
+    driven = cli("routes", run, *prompt, "--halt", "confidence=0.0001").json["routers"]
+    assert [one["share"] for one in plain[:1]] == [one["share"] for one in driven[:1]]
+    for one in driven[1:]:
+        # but for the first token
+        assert one["share"]["skip"] == 1
+        assert one["share"]["attn"] == pytest.approx(1 / 14)
+    ends = cli("routes", run, *prompt, "--halt", "latent=0.1")
+    assert ends.code == 2
+    assert "leave the loops" in ends.json["error"]["message"]

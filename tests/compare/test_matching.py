@@ -125,3 +125,13 @@ def test_a_design_against_itself_has_seeds_of_its_own() -> None:
     todo = trials(recipes, both, range(3), "runs", "text")
     assert [one.seed for one in todo if one.contender == "a"] == [0, 1, 2]
     assert [one.seed for one in todo if one.contender == "b"] == [3, 4, 5]
+
+
+def test_routers_are_matched_by_what_their_budget_will_be() -> None:
+    found = {}
+    for budget, soft in ((1.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.5, 0.5)):
+        mixer = "model.core.blocks.layer.mixer"
+        overrides = [f"{mixer}.budget.flops={budget}", f"{mixer}.soft_share={soft}"]
+        found[budget, soft] = flops_of(Recipe.load("routing", overrides))
+    assert found[0.5, 0.0] < found[1.0, 0.0] < found[0.5, 1.0]
+    assert found[0.5, 0.0] < found[0.5, 0.5] < found[0.5, 1.0]

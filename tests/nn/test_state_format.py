@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
 from tests.nn.menu import VOCAB, awake, hybrid_config, model_config
+from valkyrie_core.evaluate.long_context import state_bytes
 from valkyrie_core.infer.engine import Engine
-from valkyrie_core.nn.state import num_bytes
+from valkyrie_core.nn.state import map_tensors, num_bytes
 from valkyrie_core.nn.state_format import StateFormat, limit_windows, pack, unpack
 
 TOKENS = torch.randint(0, VOCAB, (2, 300), generator=torch.Generator().manual_seed(0))
@@ -79,3 +82,32 @@ def test_an_engine_keeps_states_in_its_format() -> None:
     assert not torch.equal(exact.logits_BV, rounded.logits_BV)
     difference = (exact.logits_BV - rounded.logits_BV).abs().max()
     assert float(difference) < 0.2 * float(exact.logits_BV.abs().max())
+
+
+@pytest.mark.parametrize("mixer", ["hierarchical-strides", "structure-rounds", "attention-gqa"])
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_counts_are_not_rounded(mixer: str, dtype: Literal["bf16", "int8"]) -> None:
+    model = awake(model_config(mixer)).float().eval()
+    with torch.no_grad():
+        # more tokens than bf16 can count
+        state = model(TOKENS[:, :299], model.init_state(2)).state
+        back = unpack(pack(state, StateFormat(state_dtype=dtype)))
+    counts, same = list[torch.Tensor](), list[torch.Tensor]()
+    for one, found in ((state, counts), (back, same)):
+        map_tensors(lambda x, found=found: found.append(x) or x, one.layers)
+    whole = [pair for pair in zip(counts, same, strict=True) if not pair[0].is_floating_point()]
+    assert whole
+    assert all(torch.equal(*pair) for pair in whole)
+
+
+def test_caches_inside_of_mixers_are_caches() -> None:
+    for mixer in ("structure", "routed-soft", "attention"):
+        model = awake(model_config(mixer)).float().eval()
+        sizes = []
+        for length in (300, 1500):
+            tokens = torch.randint(0, VOCAB, (1, length))
+            with torch.no_grad():
+                sizes.append(state_bytes(model(tokens, model.init_state(1)).state))
+        (fixed, cached), (still, more) = sizes
+        assert fixed == still, mixer
+        assert cached < more, mixer

@@ -44,6 +44,14 @@ def routes(
         int | None,
         typer.Option("--step", metavar="N", help="The checkpoint of this step, not the best one."),
     ] = None,
+    halt: Annotated[
+        str | None,
+        typer.Option(
+            "--halt",
+            metavar="RULE",
+            help="Where a confidence drives routers: confidence=0.9, or calibrated.",
+        ),
+    ] = None,
     save: Annotated[
         bool, typer.Option("--save/--no-save", help="Draw routes.png into the run, or nothing.")
     ] = True,
@@ -61,12 +69,15 @@ def routes(
       valkyrie routes tiny-routed --tokens 100
       valkyrie routes tiny-routed --text STORY.txt
       valkyrie routes tiny-routed --prompt "def f(x):" --no-save --json
+      valkyrie routes tiny-sure --halt calibrated
     """
     from valkyrie_core import runs
 
     place = runs.find_run(run, runs_dir)
     say(f"run {place.name} ({place.path})")
-    found = runs.routes(place.path, step=step, text=text, prompt=prompt, tokens=tokens, save=save)
+    found = runs.routes(
+        place.path, step=step, text=text, prompt=prompt, tokens=tokens, halt=halt, save=save
+    )
     emit(found, as_json=as_json, human=lambda console: _draw(found, console))
     if save:
         say(f"kept in {place.path}: routes.png", style="dim")

@@ -95,6 +95,14 @@ def full_depth(model: Model) -> int:
     return model.core.loops if isinstance(model.core, Recursive) else 1
 
 
+def becomes_of_sure(model: Model, rule: Rule | None = None) -> Literal["halt", "cheapest"]:
+    """What a rule does with what is done; None: one of confidence."""
+    core = model.core
+    if not isinstance(core, Recursive) or not (rule is None or isinstance(rule, ConfidenceConfig)):
+        return "halt"
+    return core.halting.then if isinstance(core.halting, Confidence) else "halt"
+
+
 def canvas_rule(model: Canvas, rule: Rule) -> TokenRule | Done:
     """What ends a question, as `answers` takes it."""
     if isinstance(rule, QHaltConfig):

@@ -164,7 +164,7 @@ class Confidence(nn.Module):
     def __init__(self, dim: int, config: ConfidenceConfig) -> None:
         super().__init__()
         self.min_loops, self.threshold = config.min_loops, config.threshold
-        self.then = config.then
+        self.then: Literal["halt", "cheapest"] = config.then
         self.weight_D = nn.Parameter(torch.zeros(dim))
         self.bias = nn.Parameter(torch.full((), config.bias))
 

@@ -60,6 +60,9 @@ class CalibrateReport(Report):
     rows_needed: int
     """The fewest that could hold a threshold, if there is not one error."""
     full_depth: int
+    then: Literal["halt", "cheapest"] = "halt"
+    """What becomes of a token that is sure: no later loop is about it, or it goes on through the
+    routers' cheapest mixers, and its depth is the loop after which it was sure."""
     threshold: float | None
     """Confidence from which thought ends; None: no threshold holds, and full depth is kept."""
     tried: list[TriedThreshold]

@@ -28,6 +28,9 @@ class HaltingScore(Part):
 
     rule: str
     """The rule, with its threshold."""
+    then: Literal["halt", "cheapest"] = "halt"
+    """What becomes of what is done: it ends, or its tokens go on through the routers' cheapest
+    mixers, and its depth is where that began."""
     calibrated_risk: float | None
     """What `valkyrie calibrate` promised, where the threshold is that of it."""
     score: float

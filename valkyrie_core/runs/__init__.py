@@ -594,6 +594,7 @@ def routes(
     text: str | Path | None = None,
     prompt: str | None = None,
     tokens: int | None = None,
+    halt: str | None = None,
     save: bool = True,
 ) -> RoutesReport:
     """Which mixers the tokens of a text go through in a run with routers.
@@ -603,6 +604,8 @@ def routes(
         text: a file to read; with neither that nor a prompt: the first held-out document.
         prompt: the text itself.
         tokens: of it, at most; None: 256.
+        halt: the confidence from which tokens take the cheapest mixers, such as confidence=0.9;
+            `calibrated`; None: none do.
         save: draws `routes.png` into the run's directory.
 
     Raises:
@@ -617,6 +620,7 @@ def routes(
     return routes_of_run(
         find_run(run, runs_dir),
         step=step,
+        halt=halt,
         text=None if text is None else typed_path(text),
         prompt=prompt,
         tokens=TOKENS if tokens is None else tokens,

@@ -12,7 +12,7 @@ from valkyrie_core.data.packing import PackedSplit, chosen
 from valkyrie_core.data.readers.questions import QuestionsCorpus
 from valkyrie_core.errors import UsageError
 from valkyrie_core.evaluate.calibrate import THRESHOLDS, highest, learn_then_test, rows_needed
-from valkyrie_core.evaluate.rules import full_depth, has_depths
+from valkyrie_core.evaluate.rules import becomes_of_sure, full_depth, has_depths
 from valkyrie_core.evaluate.thinking import Said, Thought, said_by, think
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.machine.hardware import Precision
@@ -118,6 +118,7 @@ def calibrate_run(
         rows=min(map(len, _losses(full, full))),
         rows_needed=rows_needed(risk, delta),
         full_depth=full_depth(model),
+        then=becomes_of_sure(model),
         threshold=found.threshold,
         tried=[
             TriedThreshold(
@@ -137,7 +138,9 @@ def calibrate_run(
         kept = Calibrated(
             checkpoint=checkpoint_hash(run.checkpoint),
             precision=precision,
-            rule=None if threshold is None else ConfidenceConfig(threshold=threshold),
+            rule=None
+            if threshold is None
+            else ConfidenceConfig(threshold=threshold, then=becomes_of_sure(model)),
             risk=risk,
             delta=delta,
         )

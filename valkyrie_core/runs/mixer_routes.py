@@ -15,9 +15,11 @@ from valkyrie_core.evaluate.long_text import read_utf8
 from valkyrie_core.evaluate.route_picture import Row, draw_routes
 from valkyrie_core.experts.text import shown
 from valkyrie_core.inventory import RunPlace
+from valkyrie_core.nn.recursive import Recursive
 from valkyrie_core.nn.routed import RoutedMixer, Skip
 from valkyrie_core.nn.state import Route
 from valkyrie_core.report.routes import PassRoutes, RoutesReport
+from valkyrie_core.runs.halting import halting_model
 from valkyrie_core.runs.texts import texts_of_training
 from valkyrie_core.train.device import autocast, resolve_precision
 from valkyrie_core.train.load import LoadedLM, load_language_model
@@ -34,6 +36,7 @@ def routes_of_run(
     text: Path | None,
     prompt: str | None,
     tokens: int,
+    halt: str | None,
     save: bool,
 ) -> RoutesReport:
     """See `valkyrie_core.runs.routes`."""
@@ -52,6 +55,13 @@ def routes_of_run(
             f"the run {place.name} has no routers: no layer's mixer is of type routed",
             hint="`valkyrie train tiny/routed` trains a run that has",
         )
+    if halt is not None:
+        halting_model(place, run, halt)
+        if isinstance(model.core, Recursive) and model.core.halts and not model.core.sure_go_on:
+            raise UsageError(
+                "tokens that are done leave the loops, and go through no mixer there",
+                hint="it is for halting: {type: confidence, then: cheapest}",
+            )
     name, ids = _text(run, text, prompt, tokens)
     precision = resolve_precision(run.recipe.train.precision, model.embedding.weight.device)
     read = torch.tensor([ids], device=model.embedding.weight.device)

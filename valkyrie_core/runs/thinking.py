@@ -7,7 +7,7 @@ import functools
 from valkyrie_core.data.packing import PackedSplit, chosen
 from valkyrie_core.evaluate.bits import bits_per_byte
 from valkyrie_core.evaluate.confidence import calibration_error, confidences
-from valkyrie_core.evaluate.rules import Rule, full_depth, looping
+from valkyrie_core.evaluate.rules import Rule, becomes_of_sure, full_depth, looping
 from valkyrie_core.evaluate.thinking import by_depth, think
 from valkyrie_core.machine.hardware import Precision
 from valkyrie_core.nn.canvas import Canvas
@@ -132,6 +132,7 @@ def halting_of(
     shares = {one: found.steps[one] / total for one in range(1, depth + 1)}
     return HaltingScore(
         rule=_named(rule),
+        then=becomes_of_sure(model, rule),
         calibrated_risk=calibrated.risk if calibrated else None,
         score=found.share if score is None else score,
         full_score=full_score,

@@ -22,6 +22,7 @@ from valkyrie_core.data.tasks.kinship import Kin, KinshipConfig, named
 from valkyrie_core.data.tasks.maze import MOVES, MazeConfig
 from valkyrie_core.data.tasks.path import PathConfig
 from valkyrie_core.data.tasks.recall import RecallConfig
+from valkyrie_core.data.tasks.scene import COLOURS, SceneConfig, read_scene, rendered
 from valkyrie_core.data.tasks.sequence import SequenceConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig, num_solutions
 from valkyrie_core.data.tasks.task import Example, constant_answer, correct, examples
@@ -51,6 +52,7 @@ TASKS: dict[str, Any] = {
     "variables": VariablesConfig(),
     "path": PathConfig(),
     "path in a tree": PathConfig(nodes=6, edges=5, distances=(2, 4)),
+    "scene": SceneConfig(),
     "kinship": KinshipConfig(),
     "kinship far away": KinshipConfig(facts=12, hops=(1, 5, 10)),
     "causal": CausalConfig(),
@@ -307,6 +309,30 @@ def test_kin_by_a_family_that_has_everybody_in_it() -> None:
             assert one.answer in (named(kin, True), named(kin, False)), one.prompt
 
 
+def test_scenes_are_drawn_as_they_are_written() -> None:
+    for one in drawn(TASKS["scene"], 30):
+        scene = read_scene(one.canonical)
+        assert scene.text == one.canonical
+        picture = rendered(scene, cell=12)
+        size = len(scene.cells)
+        assert picture.shape == (3, 12 * size, 12 * size)
+        for i, row in enumerate(scene.cells):
+            for j, thing in enumerate(row):
+                part = picture[:, 12 * i : 12 * i + 12, 12 * j : 12 * j + 12]
+                inked = (part != 255).any(0)
+                colour = (255, 255, 255) if thing == ".." else COLOURS[thing[0]]
+                assert tuple(part[:, 6, 6]) == colour
+                # cells do not touch; a square has most ink, then a circle, then a triangle
+                assert not inked[[0, -1]].any()
+                assert not inked[:, [0, -1]].any()
+    ink = {
+        shape: int((rendered(read_scene(f"r{shape}"), cell=64)[1] != 255).sum()) for shape in "cst"
+    }
+    assert ink["s"] > ink["c"] > ink["t"] > 0
+    with pytest.raises(ValueError, match="is no row of 2 cells"):
+        read_scene("rc\n..")
+
+
 def test_words_for_kin() -> None:
     words = {
         (1, 0): "mother",
@@ -378,6 +404,11 @@ def test_rows_are_copied_reversed_and_sorted() -> None:
         (KinshipConfig(), "c son b; a mother b; d sister c: d b=", "daughter", "son"),
         (KinshipConfig(), "a mother b; c father a; d brother c: d b=", "great-uncle", "uncle"),
         (KinshipConfig(), "a mother b; c son a: c b=", "", "brother"),
+        (SceneConfig(), "rc..\n..gt\n: left gt=", "..", "rc"),
+        (SceneConfig(), "rc..\n..gt\n: above rc=", "wall", ".."),
+        (SceneConfig(), "rcgt\nrc..\n: count c=", "2", "1"),
+        (SceneConfig(), "rcgt\nrc..\n: below gt=", "..", "rc"),
+        (SceneConfig(), "rc\n..gt\n: count c=", "", "1"),
         (KinshipConfig(), "a mother b: b a=", "", "daughter"),
     ],
 )
@@ -402,6 +433,7 @@ def test_answers_are_worked_out_from_the_question(
         (PathConfig, {"nodes": 6, "edges": 4}, "enough to join"),
         (CausalConfig, {"gates": [25]}, "at most 26"),
         (KinshipConfig, {"facts": 3, "hops": [4]}, "no more than facts"),
+        (SceneConfig, {"sizes": [9]}, "between 2 and 8"),
     ],
 )
 def test_tasks_that_are_none(kind: Any, keys: dict[str, Any], message: str) -> None:

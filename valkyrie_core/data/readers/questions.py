@@ -26,6 +26,7 @@ from valkyrie_core.data.tasks.kinship import KinshipConfig
 from valkyrie_core.data.tasks.maze import MazeConfig
 from valkyrie_core.data.tasks.path import PathConfig
 from valkyrie_core.data.tasks.recall import RecallConfig
+from valkyrie_core.data.tasks.scene import SceneConfig
 from valkyrie_core.data.tasks.sequence import SequenceConfig
 from valkyrie_core.data.tasks.sudoku import SudokuConfig
 from valkyrie_core.data.tasks.task import Example, constant_answer, examples, is_held_out
@@ -47,6 +48,7 @@ TaskConfig = Annotated[
     | MazeConfig
     | PathConfig
     | RecallConfig
+    | SceneConfig
     | SequenceConfig
     | SudokuConfig
     | VariablesConfig,

@@ -21,7 +21,8 @@ from valkyrie_core.recipe import Recipe, resolve
 
 ROOT = Path(__file__).parents[2] / "recipes"
 OF_NO_KIND = [
-    ROOT / "tiny" / f"{name}.yaml" for name in ("routed", "hierarchical", "structure", "sure")
+    ROOT / "routing.yaml",
+    *(ROOT / "tiny" / f"{name}.yaml" for name in ("routed", "hierarchical", "structure", "sure")),
 ]
 RECIPES = sorted({*ROOT.glob("*.yaml"), *ROOT.glob("tiny/*.yaml")} - {*OF_NO_KIND})
 

@@ -28,6 +28,9 @@ def models(mixer: str, ffn: str, **extra: Any) -> tuple[HybridLM, HybridLM]:
     with torch.no_grad():
         for one, other in zip(wide.parameters(), narrow.parameters(), strict=True):
             one.copy_(other)
+        # lots are drawn alike
+        for one, other in zip(wide.buffers(), narrow.buffers(), strict=True):
+            one.copy_(other)
     return narrow, wide
 
 

@@ -30,7 +30,9 @@ class PathConfig(Config):
     type: Literal["path"] = "path"
     level_key: ClassVar[str] = "distances"
     nodes: int = Field(default=8, ge=2, le=len(NODES))
+    """Of the graph, each with a letter."""
     edges: int = Field(default=10, ge=1, le=100)
+    """Between different nodes, that join them all."""
     distances: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
     """Edges of the way; the levels of difficulty."""
 

@@ -63,7 +63,7 @@ def test_windows_agree_with_a_walk(size: int, sizes: list[int]) -> None:
         groups = find_groups(read_B, context(DOCS, start, start + length, before), size)
         mean_BGD, open_BD = groups.summaries(window_BTD, open_BD)
         out_BTD, said_BD = groups.latest(mean_BGD, said_BD)
-        read_B = groups.seen(read_B)
+        read_B = groups.read_B
         pieces.append(out_BTD)
         for row in range(4):
             found[row] += list(mean_BGD[row, groups.real_BG[row]])

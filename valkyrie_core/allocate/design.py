@@ -43,7 +43,7 @@ class Design(NamedTuple):
 def kind_of(block: BlockConfig) -> str:
     """R or A: whether what a block remembers grows with the text.
 
-    Raises UsageError for a block that is neither, but chooses.
+    Raises UsageError for a block whose mixer is neither.
     """
     if not isinstance(block.mixer, AttentionConfig | RWKV7Config):
         raise UsageError(

@@ -75,13 +75,10 @@ class Groups(NamedTuple):
         # a copy: a view would keep the whole window alive with the state
         return out_BTD, out_BTD[:, -1].clone()
 
-    def seen(self, read_B: Tensor) -> Tensor:
-        """How many tokens of its document every row has read at the window's end.
-
-        Args:
-            read_B: at the end of the window before.
-        """
-        return (self.rank_BT[:, -1] + 1).to(read_B.dtype)
+    @property
+    def read_B(self) -> Tensor:
+        """How many tokens of its document every row has read at the window's end."""
+        return self.rank_BT[:, -1] + 1
 
     def context(self, ctx: Ctx) -> Ctx:
         """What the layers of a forward pass share, for groups in the place of tokens."""

@@ -188,7 +188,7 @@ class StridedRWKV7(nn.Module):
         if x_BTD.shape[1] > 1 or bool(groups.real_BG.any()):
             y_BGD, own, _ = mixer(mean_BGD, own, groups.context(ctx))
         y_BTD, said_BD = groups.latest(y_BGD, said_BD)
-        return y_BTD, (groups.seen(read_B), open_BD, said_BD, own)
+        return y_BTD, (groups.read_B, open_BD, said_BD, own)
 
     def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
         """Of the mixers, each by the groups that it reads; the last token's is the mean."""

@@ -240,8 +240,7 @@ class Recursive(nn.Module):
         if ctx.valid_BT is not None:
             active_BT = ctx.valid_BT
         memory = self.halting.begin(active_BT.numel(), like)
-        first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
-        return Thinking(active_BT, first_BT, active_BT.long(), memory)
+        return Thinking(active_BT, ctx.first_BT, active_BT.long(), memory)
 
     def _halted(
         self,

@@ -293,8 +293,7 @@ class RoutedMixer(nn.Module):
         # the sum is one, and yet gates learn
         total_BT1 = kept_BTM.sum(-1, keepdim=True).detach()
         # a document's first token tells all mixers that it starts, and costs what that costs
-        first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
-        used_BTM = used_BTM | first_BT[:, :, None]
+        used_BTM = used_BTM | ctx.first_BT[:, :, None]
         share_BTM = used_BTM + gates_BTM - gates_BTM.detach()
         return Decision(kept_BTM / total_BT1, used_BTM, share_BTM)
 
@@ -348,7 +347,7 @@ class RoutedMixer(nn.Module):
         return (smooth_BM, held_BM, *kept)
 
     def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
-        """Of the tokens that mixers ran for in the last step; at first, as if all of them ran."""
+        """Of the tokens that mixers ran for in the last step; at first, of those in `used`."""
         # a mixer's context is the tokens that it ran for; what is kept may be all of them
         each = [
             mixer.cost(max(1, round(share * context_len)), value_bytes)

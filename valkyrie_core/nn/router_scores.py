@@ -54,7 +54,7 @@ def smoothed(scores_BTM: Tensor, before_BM: Tensor, ctx: Ctx, adaptation: float)
     """
     if adaptation == 1 and ctx.valid_BT is None:
         return scores_BTM
-    first_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
+    first_BT = ctx.first_BT
     pieces = []
     for start in range(0, scores_BTM.shape[1], SCAN):
         piece = slice(start, start + SCAN)

@@ -50,16 +50,12 @@ class Selection(NamedTuple):
         doc_BT = ctx.segment_BT if ctx.doc_BT is None else ctx.doc_BT
         padded = not bool(self.real_BK.all())
         several = ctx.packed or padded
-        fresh_BK = None
-        if ctx.fresh_BT is not None or several:
-            # where nothing is told of boundaries, a document may still start with its first token
-            starts_BT = ctx.pos_BT == 0 if ctx.fresh_BT is None else ctx.fresh_BT
-            fresh_BK = self.take(starts_BT) & self.real_BK
+        told = ctx.fresh_BT is not None or several
         return ctx._replace(
             pos_BT=self.take(ctx.pos_BT),
             segment_BT=self.take(ctx.segment_BT),
             doc_BT=self.take(doc_BT).masked_fill(~self.real_BK, PADDING) if several else None,
-            fresh_BT=fresh_BK,
+            fresh_BT=self.take(ctx.first_BT) & self.real_BK if told else None,
             packed=several,
             gaps=True,
             valid_BT=self.real_BK if padded else None,

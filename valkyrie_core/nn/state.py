@@ -96,6 +96,12 @@ class Ctx(NamedTuple):
     causal: bool = True
     """Whether a token sees earlier ones alone; on a canvas attention sees all."""
 
+    @property
+    def first_BT(self) -> Tensor:
+        """Which tokens start a document; where nothing is told of boundaries one may still begin
+        with the window."""
+        return self.pos_BT == 0 if self.fresh_BT is None else self.fresh_BT
+
 
 class Cost(NamedTuple):
     """What a mixer costs, by formula: matrix products and recurrences, nothing elementwise."""

@@ -100,7 +100,7 @@ class Structure(nn.Module):
             node_BGD, passed = self._passed(node_BGD, passed, groups.context(ctx))
             known = self._known(node_BGD, known, groups, ctx)
         y_BTD = self._read(x_BTD, known, past, groups, ctx)
-        return self.output(y_BTD), (groups.seen(read_B), open_BD, passed, known), ctx
+        return self.output(y_BTD), (groups.read_B, open_BD, passed, known), ctx
 
     def _passed(
         self, node_BGD: Tensor, states: tuple[KVState, ...], ctx: Ctx

@@ -16,10 +16,9 @@ import string
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
 
 from valkyrie_core.config import Config
-from valkyrie_core.data.tasks.task import Example
+from valkyrie_core.data.tasks.task import Example, Lengths
 
 SYMBOLS = string.ascii_lowercase + string.ascii_uppercase + string.digits
 Group = Literal["parity", "s3", "a5"]
@@ -35,15 +34,8 @@ class GroupConfig(Config):
     five things, sixty."""
     elements: Literal["all", "generators"] = "all"
     """What rows are made of: all elements, or two of which all others come."""
-    lengths: tuple[int, ...] = Field(default=(32,), min_length=1)
+    lengths: Lengths = (32,)
     """Elements of a row; the levels of difficulty."""
-
-    @field_validator("lengths")
-    @classmethod
-    def _lengths_are_some(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if min(lengths) < 1 or max(lengths) > 4096:
-            raise ValueError("lengths are between 1 and 4096")
-        return lengths
 
     @property
     def difficulties(self) -> tuple[int, ...]:

@@ -12,10 +12,10 @@ import string
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from valkyrie_core.config import Config
-from valkyrie_core.data.tasks.task import Example
+from valkyrie_core.data.tasks.task import Example, Lengths
 
 LETTERS = string.ascii_lowercase
 Operation = Literal["copy", "reverse", "sort"]
@@ -30,15 +30,8 @@ class SequenceConfig(Config):
     """copy: the same row. reverse: from its end. sort: in the order of the alphabet."""
     symbols: int = Field(default=len(LETTERS), ge=2, le=len(LETTERS))
     """Letters that there are, from a on."""
-    lengths: tuple[int, ...] = Field(default=(4, 8, 16), min_length=1)
+    lengths: Lengths = (4, 8, 16)
     """Letters of a row; the levels of difficulty."""
-
-    @field_validator("lengths")
-    @classmethod
-    def _lengths_are_some(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if min(lengths) < 1 or max(lengths) > 4096:
-            raise ValueError("lengths are between 1 and 4096")
-        return lengths
 
     @property
     def difficulties(self) -> tuple[int, ...]:

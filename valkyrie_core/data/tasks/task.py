@@ -10,12 +10,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 MOST_DRAWS = 10_000
 """Draws of one example, after which a task counts as too small for its split."""
+
+
+def _are_lengths(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    if min(lengths) < 1 or max(lengths) > 4096:
+        raise ValueError("lengths are between 1 and 4096")
+    return lengths
+
+
+Lengths = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_are_lengths)]
+"""How long rows are."""
 
 
 class Example(NamedTuple):

@@ -13,8 +13,10 @@ from tests.nn.menu import ATTENTION, RWKV, SKIP
 from valkyrie_core.errors import RecipeError
 from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.lots import drawn_at, lots
-from valkyrie_core.nn.routed import RoutedConfig, RoutedMixer, Skip, foreseen, settle_routers
+from valkyrie_core.nn.routed import RoutedConfig, RoutedMixer
 from valkyrie_core.nn.router_scores import held, smoothed
+from valkyrie_core.nn.routers import foreseen, settle_routers
+from valkyrie_core.nn.skip import Skip
 from valkyrie_core.nn.state import Ctx
 
 DIM = 16

@@ -12,7 +12,7 @@ from valkyrie_core.errors import UsageError
 from valkyrie_core.nn.backbone import ModelConfig
 from valkyrie_core.nn.block import Block, BlockConfig
 from valkyrie_core.nn.models import Model
-from valkyrie_core.nn.routed import foreseen
+from valkyrie_core.nn.routers import foreseen
 from valkyrie_core.plan.flops import training_flops
 from valkyrie_core.plan.parameters import weightless
 

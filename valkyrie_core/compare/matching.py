@@ -13,7 +13,7 @@ from valkyrie_core.allocate.match import matched
 from valkyrie_core.compare.contenders import Contender, design_hash
 from valkyrie_core.errors import UsageError
 from valkyrie_core.inventory import find_run
-from valkyrie_core.nn.routed import foreseen
+from valkyrie_core.nn.routers import foreseen
 from valkyrie_core.plan.flops import training_flops
 from valkyrie_core.plan.parameters import weightless
 from valkyrie_core.recipe import Recipe

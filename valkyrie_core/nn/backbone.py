@@ -28,8 +28,9 @@ from valkyrie_core.nn.core import Core, CoreConfig
 from valkyrie_core.nn.hierarchical import HierarchicalConfig
 from valkyrie_core.nn.layers import Role
 from valkyrie_core.nn.recursive import RecursiveConfig
-from valkyrie_core.nn.routed import Routable, RoutedConfig, SkipConfig
+from valkyrie_core.nn.routed import Routable, RoutedConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
+from valkyrie_core.nn.skip import SkipConfig
 from valkyrie_core.nn.state import NO_DOCUMENT, Cost, Ctx, LMState, Route, Routed
 from valkyrie_core.nn.storage_type import store, widened
 from valkyrie_core.nn.structure import StructureConfig

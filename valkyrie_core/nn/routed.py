@@ -19,7 +19,7 @@ Shapes: B batch, T time, D model, M mixers, K chosen tokens of a row at most.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Discriminator, Field, model_validator
@@ -32,22 +32,12 @@ from valkyrie_core.nn.lots import Lots, lots
 from valkyrie_core.nn.router_scores import Router
 from valkyrie_core.nn.rwkv import RWKV7, RWKV7Config
 from valkyrie_core.nn.selection import select
+from valkyrie_core.nn.skip import Skip, SkipConfig
 from valkyrie_core.nn.sparsemax import sparsemax
 from valkyrie_core.nn.state import Cost, Ctx, Mixer, Route
 
 COLDEST = 0.3
 """The temperature at the end of the soft part, and from there on."""
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
-
-class SkipConfig(Config):
-    """Nothing: the token keeps what stands at it, and costs nothing."""
-
-    type: Literal["skip"] = "skip"
-
-    def build(self, dim: int, *, layer_idx: int, num_layers: int) -> Skip:
-        """The module this section describes."""
-        return Skip()
 
 
 class BudgetConfig(Config):
@@ -101,22 +91,6 @@ class RoutedConfig(Config):
     def build(self, dim: int, *, layer_idx: int, num_layers: int) -> RoutedMixer:
         """The module this section describes."""
         return RoutedMixer(dim, self, layer_idx=layer_idx, num_layers=num_layers)
-
-
-class Skip(nn.Module):
-    """Zeros."""
-
-    def init_state(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> tuple[()]:
-        """Nothing is remembered."""
-        return ()
-
-    def forward(self, x_BTD: Tensor, state: tuple[()], ctx: Ctx) -> tuple[Tensor, tuple[()], Ctx]:
-        """Adds nothing."""
-        return torch.zeros_like(x_BTD), state, ctx
-
-    def cost(self, context_len: int, value_bytes: int = 4) -> Cost:
-        """Nothing."""
-        return Cost(0, 0, 0, 0)
 
 
 class Decision(NamedTuple):
@@ -373,28 +347,3 @@ def _mean(share_BTM: Tensor, ctx: Ctx) -> Tensor:
         return share_BTM.mean((0, 1))
     real_BT1 = ctx.valid_BT[:, :, None].to(share_BTM.dtype)
     return (share_BTM * real_BT1).sum((0, 1)) / real_BT1.sum().clamp(min=1)
-
-
-def undecided(model: AnyModule) -> AnyModule:
-    """The model with all mixers running for all tokens: what is planned for, as no value is known
-    before there are numbers."""
-    for module in model.modules():
-        if isinstance(module, RoutedMixer):
-            module.hard = False
-    return model
-
-
-def foreseen(model: AnyModule) -> AnyModule:
-    """The model with routers that cost what they will on average over training: what designs are
-    matched by before there are numbers."""
-    for module in model.modules():
-        if isinstance(module, RoutedMixer):
-            module.used = module.foreseen()
-    return model
-
-
-def settle_routers(model: nn.Module) -> None:
-    """After weights were read: routers are as hard as those were."""
-    for module in model.modules():
-        if isinstance(module, RoutedMixer):
-            module.settle()

@@ -14,7 +14,7 @@ from valkyrie_core.nn.canvas_core import CanvasCore
 from valkyrie_core.nn.models import Model, build_model
 from valkyrie_core.nn.moe.layer import MoE
 from valkyrie_core.nn.recursive import Recursive
-from valkyrie_core.nn.routed import undecided
+from valkyrie_core.nn.routers import undecided
 
 
 class Parameters(NamedTuple):

@@ -31,7 +31,7 @@ from valkyrie_core.nn.kv_cache import TRIMMED_AT_ONCE
 from valkyrie_core.nn.layers import parameter_roles
 from valkyrie_core.nn.model import HybridLM
 from valkyrie_core.nn.models import build_model
-from valkyrie_core.nn.routed import undecided
+from valkyrie_core.nn.routers import undecided
 from valkyrie_core.nn.state import LMState, num_bytes
 from valkyrie_core.nn.weights import ROUNDED
 from valkyrie_core.plan.counter import operation_flops

@@ -16,7 +16,8 @@ from valkyrie_core.evaluate.route_picture import Row, draw_routes
 from valkyrie_core.experts.text import shown
 from valkyrie_core.inventory import RunPlace
 from valkyrie_core.nn.recursive import Recursive
-from valkyrie_core.nn.routed import RoutedMixer, Skip
+from valkyrie_core.nn.routed import RoutedMixer
+from valkyrie_core.nn.skip import Skip
 from valkyrie_core.nn.state import Route
 from valkyrie_core.report.routes import PassRoutes, RoutesReport
 from valkyrie_core.runs.halting import halting_model

@@ -22,8 +22,8 @@ from valkyrie_core.machine.hardware import matmul_peak
 from valkyrie_core.nn.canvas import Canvas
 from valkyrie_core.nn.models import Model, build_model
 from valkyrie_core.nn.position import AlibiConfig
-from valkyrie_core.nn.routed import SkipConfig
 from valkyrie_core.nn.rwkv import RWKV7Config
+from valkyrie_core.nn.skip import SkipConfig
 from valkyrie_core.recipe import Recipe
 from valkyrie_core.report import CorpusCounts, SplitCounts, TrainReport
 from valkyrie_core.runs.fitting import fitted

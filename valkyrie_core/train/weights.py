@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from valkyrie_core.errors import CheckpointError
-from valkyrie_core.nn.routed import settle_routers
+from valkyrie_core.nn.routers import settle_routers
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
